@@ -1,0 +1,94 @@
+"""Whether a state dict is one of an architecture's, and if not, why and whose it may be."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from robustprune_jax.models import create_model
+
+from .layout import flat_channels, flat_width, torch_shape
+from .names import TABLES, Layer, leaves
+
+
+def is_masked(state_dict: dict[str, np.ndarray]) -> bool:
+    """Returns whether the state dict holds scores."""
+    return any(name.endswith('.popup_scores') for name in state_dict)
+
+
+def likely_architectures(state_dict: dict[str, np.ndarray]) -> list[str]:
+    """Returns the architectures that the state dict fits."""
+    return [arch for arch in TABLES if not mismatch(state_dict, arch)]
+
+
+def mismatch(
+    state_dict: dict[str, np.ndarray],
+    arch: str | Sequence[Layer],
+    num_classes: int | None = None,
+) -> str | None:
+    """Returns in what a state dict differs from `arch`, None where it is one of its networks.
+
+    Tensors that have no counterpart here may be missing. Where the image's size or channels decide
+    a layer's input width, any width will do. Of a name table, only the names are compared.
+    """
+    expected = leaves(arch, scores=is_masked(state_dict))
+    missing = [leaf.torch for leaf in expected if leaf.path and leaf.torch not in state_dict]
+    known = {leaf.torch for leaf in expected}
+    unexpected = [name for name in state_dict if name not in known]
+    if missing or unexpected:
+        return missing_and_unexpected(missing, unexpected)
+    classes = count_classes(state_dict, arch)
+    if num_classes not in (None, classes):
+        return f'it has {classes} classes, not {num_classes}'
+    if not isinstance(arch, str):
+        return None
+    shapes = _expected_shapes(arch, classes, count_channels(state_dict, arch))
+    wrong = []
+    for leaf in expected:
+        if leaf.path:
+            found, wanted = state_dict[leaf.torch].shape, shapes[leaf.torch]
+            if leaf.kernel and leaf.kernel.kind == 'flatten' and len(found) == 2:
+                wanted = (wanted[0], flat_width(found[1], leaf.kernel))
+            if found != wanted:
+                wrong.append(f'{leaf.torch} (has shape {found}, expected {wanted})')
+    return f'misshapen {few(wrong)}' if wrong else None
+
+
+def count_classes(state_dict: dict[str, np.ndarray], arch: str | Sequence[Layer]) -> int:
+    """Returns the width of the last layer."""
+    return len(state_dict[_kernels(arch)[-1].torch])
+
+
+def count_channels(state_dict: dict[str, np.ndarray], arch: str | Sequence[Layer]) -> int:
+    """Returns the channels of the images that the first layer takes."""
+    first = _kernels(arch)[0]
+    shape = state_dict[first.torch].shape
+    return flat_channels(shape[-1], first.kernel) if first.kernel.kind == 'flatten' else shape[1]
+
+
+def missing_and_unexpected(missing: list[str], unexpected: list[str]) -> str:
+    parts = [('missing', missing), ('unexpected', unexpected)]
+    return ', '.join(f'{what} {few(names)}' for what, names in parts if names)
+
+
+def few(names: list[str]) -> str:
+    """Returns the first three names, and how many more there are."""
+    return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
+
+
+def _kernels(arch):
+    return [leaf for leaf in leaves(arch) if leaf.kernel and leaf.path]
+
+
+def _expected_shapes(arch, num_classes, channels):
+    """{torch name: torch shape} of all tensors that have a counterpart, for 32x32 images."""
+    images = jax.ShapeDtypeStruct((1, 32, 32, channels), np.float32)
+    module = create_model(arch, num_classes, mean=None, std=None)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), images)
+    flat = flatten_dict({**shapes, 'scores': shapes['params']}, sep='/')
+    return {
+        leaf.torch: torch_shape(flat[f'{leaf.collection}/{leaf.path}'].shape, leaf)
+        for leaf in leaves(arch, scores=True)
+        if leaf.path
+    }

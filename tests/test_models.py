@@ -1,0 +1,140 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from robustprune_jax.models import MODELS, create_model
+
+
+def initial(arch, size=32, channels=3, **kw):
+    """The parameters of a new network, {path: array}."""
+    module = create_model(arch, **kw)
+    images = jnp.zeros((1, size, size, channels))
+    # rbg: this program is nearly all random bits, and threefry's compile three times slower
+    variables = jax.jit(module.init)(jax.random.key(0, impl='rbg'), images)
+    return {path: np.asarray(a) for path, a in flatten_dict(variables['params'], sep='/').items()}
+
+
+def assert_normal(array, std):
+    assert abs(array.std() / std - 1) < 4 / math.sqrt(2 * array.size)
+    assert np.abs(array).max() > 2.2 * std
+
+
+def assert_uniform(array, bound):
+    assert np.abs(array).max() <= bound
+    assert np.abs(array).max() > bound * (1 - 10 / array.size)
+    assert abs(array.std() / (bound / math.sqrt(3)) - 1) < 4 / math.sqrt(array.size)
+
+
+def fan_in(kernel):
+    return math.prod(kernel.shape[:-1])
+
+
+def fan_out(kernel):
+    return math.prod(kernel.shape[:-2]) * kernel.shape[-1]
+
+
+def test_mnist_models_start_as_torch_does_by_default():
+    params = initial('mnist_model', size=28, channels=1)
+    for layer in ('conv1', 'conv2', 'dense1', 'dense2'):
+        bound = fan_in(params[f'{layer}/kernel']) ** -0.5
+        assert_uniform(params[f'{layer}/kernel'], bound)
+        assert np.abs(params[f'{layer}/bias']).max() <= bound
+        assert np.abs(params[f'{layer}/bias']).max() > bound / 2
+
+
+def test_cifar_models_start_with_kaiming_convolutions():
+    params = initial('cifar_model_large')
+    for i in (1, 2, 3, 4):
+        kernel = params[f'conv{i}/kernel']
+        assert_normal(kernel, math.sqrt(2 / fan_out(kernel)))
+        assert not params[f'conv{i}/bias'].any()
+    assert_uniform(params['dense1/kernel'], 4096**-0.5)
+    assert_uniform(params['dense1/bias'], 4096**-0.5)
+
+
+def test_vgg_initial_distributions():
+    params = initial('vgg4_bn')
+    kernel = params['conv4/kernel']
+    assert_normal(kernel, math.sqrt(2 / fan_out(kernel)))
+    assert_normal(params['dense1/kernel'], 0.01)
+    assert (params['bn4/scale'] == 1).all()
+    assert not any(array.any() for path, array in params.items() if path.endswith('bias'))
+    params = initial('vgg2', init_type='kaiming_uniform')
+    assert_uniform(params['conv2/kernel'], math.sqrt(6 / fan_out(params['conv2/kernel'])))
+    assert_normal(params['dense1/kernel'], 0.01)
+    params = initial('vgg2', init_type='signed_const')
+    for layer in ('conv2', 'dense1'):
+        kernel = params[f'{layer}/kernel']
+        np.testing.assert_allclose(np.abs(kernel), math.sqrt(2 / fan_in(kernel)), rtol=1e-6)
+        assert abs(np.sign(kernel).mean()) < 5 / math.sqrt(kernel.size)
+
+
+def test_wrn_initial_distributions():
+    params = initial('wrn_28_1')
+    for path in ('block2_layer0/conv_shortcut/kernel', 'block3_layer3/conv2/kernel'):
+        assert_normal(params[path], math.sqrt(2 / fan_out(params[path])))
+    assert_uniform(params['fc/kernel'], 64**-0.5)
+    assert not params['fc/bias'].any()
+
+
+@pytest.mark.parametrize('arch', MODELS)
+def test_classes_and_hashing(arch):
+    module = create_model(arch, num_classes=7)
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    logits, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), images)
+    assert logits.shape == (2, 7)
+    assert hash(module) == hash(create_model(arch, num_classes=7))
+    assert module != create_model(arch, num_classes=8)
+
+
+def test_normalisation_is_part_of_the_model():
+    mean, std = [0.49, 0.48, 0.45], [0.25, 0.24, 0.26]
+    plain, normalising = (
+        create_model('cifar_model'),
+        create_model('cifar_model', mean=mean, std=std),
+    )
+    images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
+    variables = plain.init(jax.random.key(1, impl='rbg'), images)
+    expected = plain.apply(variables, (images - np.array(mean)) / np.array(std))
+    np.testing.assert_allclose(normalising.apply(variables, images), expected, atol=1e-6)
+    with pytest.raises(ValueError, match='each of 3 channels'):
+        create_model('cifar_model', mean=(0.5,), std=(0.5,)).apply(variables, images)
+
+
+def test_batch_norm_follows_torchs_constants():
+    """Training normalises by the batch and moves the statistics a tenth of the way."""
+    module = create_model('vgg2_bn')
+    images = jax.random.uniform(jax.random.key(0), (16, 8, 8, 3))
+    variables = module.init(jax.random.key(1, impl='rbg'), images)
+    logits, state = module.apply(variables, images, train=True, mutable=['batch_stats'])
+    features = jax.lax.conv_general_dilated(
+        images, variables['params']['conv1']['kernel'], (1, 1), ((1, 1), (1, 1)),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )  # fmt: skip
+    stats = state['batch_stats']['bn1']
+    np.testing.assert_allclose(stats['mean'], 0.1 * features.mean((0, 1, 2)), atol=1e-6)
+    np.testing.assert_allclose(stats['var'], 0.9 + 0.1 * features.var((0, 1, 2)), atol=1e-6)
+    assert not np.allclose(logits, module.apply(variables, images))
+
+
+def test_unknown_architecture_names_the_nearest():
+    with pytest.raises(ValueError, match="'wrn_28_5'; did you mean wrn_28_"):
+        create_model('wrn_28_5')
+
+
+@pytest.mark.parametrize(
+    ('arch', 'size', 'message'),
+    [
+        ('vgg16_bn', 28, 'vgg16_bn: images of 28x28 .* multiples of 32'),
+        ('vgg4', 12, 'vgg4: images of 12x12 .* multiples of 8'),
+        ('wrn_28_4', 3, 'wrn_28_4: images of 3x3 are too small'),
+    ],
+)
+def test_impossible_image_sizes_are_named(arch, size, message):
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(create_model(arch).init, jax.random.key(0), images)
