@@ -1,0 +1,50 @@
+"""Runs one experiment: python main.py --config=configs/digits.py --workdir=runs/digits."""
+
+import os
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from robustprune_jax import pipeline
+
+CONFIG = config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'Experiment, with its argument: configs/digits.py:density=0.01',
+    lock_config=True,
+)
+WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Folder of the run; the same command goes on from where it was.'
+)
+flags.mark_flags_as_required(['config', 'workdir'])
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f'unexpected argument {argv[1]!r}')
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+        cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
+        jax.config.update('jax_compilation_cache_dir', str(cache / 'robustprune_jax' / 'xla'))
+    try:
+        pipeline.run(CONFIG.value, WORKDIR.value)
+    except (ValueError, OSError, FloatingPointError) as error:
+        logging.debug('', exc_info=True)  # the traceback: --verbosity=1
+        sys.exit(f'error: {error}')
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Returns the arguments that are no flags; a bad flag or config ends in one line."""
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        sys.exit(' '.join(f'error: {error}'.replace('\\n', ' ').split()))
+    if flags.FLAGS['verbosity'].using_default_value:
+        flags.FLAGS.verbosity = logging.WARNING  # absl's own choice, INFO, tells of every save
+    return rest
+
+
+if __name__ == '__main__':
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,245 @@
+"""The schema of an experiment: every field with its meaning and unit, and what must agree.
+
+A config file returns `default()` with its own values, passed through `with_argument`:
+
+    def get_config(arg=''):
+        config = default()
+        config.arch = 'mnist_model'
+        return with_argument(config, arg)
+"""
+
+import ast
+import difflib
+import json
+from collections.abc import Callable, Iterable
+
+from ml_collections import ConfigDict
+
+PHASES = ('pretrain', 'prune', 'finetune', 'lwm', 'evaluate')
+
+# What may differ between two launches into one workdir: it changes no trained weight.
+NOT_IDENTITY = (
+    'phases',
+    'densities',
+    'evaluate',
+    'log_every',
+    'validate_every',
+    'checkpoint_every',
+)
+
+
+def _training(**fields):
+    """A phase's own settings: each phase starts a new optimizer."""
+    section = {
+        'objective': '',  # a name of OBJECTIVES; '' is config.objective
+        'epochs': 20,  # one epoch is ceil(training examples / batch_size) optimizer steps
+        'batch_size': 128,  # global: over all devices and processes
+        'optimizer': 'sgd',  # sgd | adam | rmsprop
+        'learning_rate': 0.1,  # the schedule's peak
+        'momentum': 0.9,  # of sgd and rmsprop
+        'weight_decay': 1e-4,  # L2, added to the gradient, on every tensor that trains
+        'schedule': 'cosine',  # cosine | original_cosine | step | constant
+        'warmup_epochs': 0.0,  # linear warm-up, before the schedule; within `epochs`
+    }
+    return ConfigDict({**section, **fields})
+
+
+def default() -> ConfigDict:
+    """Returns a config with every field: mnist_model on the embedded digits, under TRADES."""
+    config = ConfigDict()
+    config.arch = 'mnist_model'  # a name of models.MODELS
+    config.seed = 0  # of initial weights, batch order, augmentation, attacks
+    # Comma-separated, of pretrain, prune, finetune, lwm, evaluate; what is done is not redone.
+    config.phases = ','.join(PHASES)
+    # Fractions of each layer's weights that stay, in (0, 1]; one pretrained network serves all.
+    config.densities = (0.1,)
+    # A checkpoint directory that stands in for the phase before the first of `phases`:
+    # a pretrained network for prune and lwm, a pruned one for finetune, any for evaluate alone.
+    config.source = ''
+
+    config.dataset = ConfigDict()
+    config.dataset.name = 'digits'  # a name of data.SOURCES
+    config.dataset.dir = ''  # idx: the folder of the IDX files; npz: the file
+    config.dataset.num_classes = 10
+    config.dataset.train_examples = 0  # use the first N training examples; 0: all
+    config.dataset.validation = 144  # of these, held out to choose the best checkpoint
+    config.dataset.augment = 'none'  # none | crop | crop_flip
+
+    config.objective = 'trades'  # natural | pgd | trades | smooth
+    config.attack = ConfigDict()  # the attack of training and validation
+    config.attack.eps = 0.1  # radius of the ball, in pixel units ([0, 1])
+    config.attack.step_size = 0.02  # pixel units; TRADES l_2 of the original: 2 * eps / steps
+    config.attack.steps = 10
+    config.attack.norm = 'linf'  # linf | l2
+    config.trades = ConfigDict()
+    config.trades.beta = 6.0  # weight of the KL term
+    config.trades.detach_target = False  # True: no gradient through the clean side of the KL
+    # clean_attacked: the clean pass, then the attacked one, move the BatchNorm statistics;
+    # original: its four passes (clean, clean, attacked, clean), the attack after the first.
+    config.trades.bn_updates = 'clean_attacked'
+    config.smooth = ConfigDict()
+    config.smooth.sigma = 0.25  # standard deviation of the noise, in pixel units
+    config.smooth.beta = 6.0  # weight of the KL term
+
+    config.pretrain = _training()
+    config.prune = _training(epochs=10)
+    config.prune.score_init = 'scaled'  # a name of masks.SCORE_INITS
+    config.prune.freeze_bn = False  # True: BatchNorm's scale and bias do not train in prune
+    config.finetune = _training(learning_rate=0.01)
+    config.lwm = _training(learning_rate=0.01)  # the baseline: finetune under the magnitude mask
+
+    config.evaluate = ConfigDict()
+    config.evaluate.checkpoint = 'latest'  # latest | best (on the validation part)
+    config.evaluate.pruned = False  # also evaluate the networks between prune and finetune
+    config.evaluate.batch_size = 256
+    config.evaluate.examples = 0  # the first N test images; 0: all
+    config.evaluate.pgd = ConfigDict()
+    config.evaluate.pgd.eps = 0.1  # pixel units
+    config.evaluate.pgd.step_size = 0.01
+    config.evaluate.pgd.steps = 20
+    config.evaluate.pgd.norm = 'linf'
+    config.evaluate.pgd.restarts = 1  # random starts; the worst counts
+
+    config.log_every = 50  # steps between two lines of metrics.jsonl
+    config.validate_every = 1  # epochs
+    config.checkpoint_every = 1  # epochs; also after the last, and on SIGTERM
+    return config
+
+
+def smoke(config: ConfigDict) -> None:
+    """Shrinks any config, in place, to a run of seconds that exercises every part."""
+    config.dataset.train_examples = 256
+    config.dataset.validation = 64
+    config.evaluate.examples = 64
+    config.evaluate.batch_size = 64
+    for steps in (config.attack, config.evaluate.pgd):
+        steps.steps = 2
+    for phase in ('pretrain', 'prune', 'finetune', 'lwm'):
+        config[phase].update(epochs=2, batch_size=64, warmup_epochs=0.0)
+
+
+def with_argument(
+    config: ConfigDict, arg: str, variants: dict[str, Callable[[ConfigDict], None]] | None = None
+) -> ConfigDict:
+    """Returns `config` changed, in place, by a config file's argument string.
+
+    arg: comma-separated; `smoke` or a name of `variants` changes the config as that function does,
+    `density=0.01` sets the one density, `FIELD=VALUE` any other field (`prune.epochs=5`).
+    Raises ValueError on an unknown word, with the nearest name.
+    """
+    variants = {'smoke': smoke, **(variants or {})}
+    words = [word for word in arg.split(',') if word]
+    # Variants first, so that single fields can correct them wherever they stand.
+    for word in sorted(words, key=lambda word: '=' in word):
+        if '=' not in word:
+            lookup(variants, word, 'config variant')(config)
+            continue
+        field, text = word.split('=', 1)
+        if field == 'density':
+            field, text = 'densities', f'({text},)'
+        *sections, name = field.split('.')
+        section = config
+        for key in sections:
+            section = lookup(section, key, 'config section')
+        old = lookup(section, name, 'config field')
+        section[name] = text if isinstance(old, str) else _literal(field, text, old)
+    return config
+
+
+def _literal(field, text, old):
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(old, float) and type(value) is int:
+        value = float(value)
+    if type(value) is not type(old):
+        raise ValueError(f'{field}={text}: expected {type(old).__name__}, such as {old!r}')
+    return value
+
+
+def lookup(registry, name: str, what: str):
+    """Returns registry[name]; raises ValueError with the nearest name, or all, if it is absent."""
+    if name in registry:
+        return registry[name]
+    near = difflib.get_close_matches(name, list(registry), n=1, cutoff=0.5)
+    hint = f'did you mean {near[0]!r}?' if near else f'one of {", ".join(registry)}'
+    raise ValueError(f'unknown {what} {name!r}: {hint}')
+
+
+def phases(config: ConfigDict) -> list[str]:
+    """Returns the phases to run, in the order in which they follow each other."""
+    wanted = [name.strip() for name in config.phases.split(',') if name.strip()]
+    for name in wanted:
+        lookup(dict.fromkeys(PHASES), name, 'phase')
+    return [name for name in PHASES if name in wanted]
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ValueError, naming the field, on a value that no part could work with."""
+
+    def require(field, ok, expected):
+        if not ok:
+            value = config
+            for key in field.split('.'):
+                value = value[key]
+            raise ValueError(f'config.{field} is {value!r}: expected {expected}')
+
+    require('phases', phases(config), f'at least one of {", ".join(PHASES)}')
+    require('densities', len(config.densities) > 0, 'at least one kept fraction')
+    for density in config.densities:
+        require('densities', 0 < density <= 1, 'kept fractions above 0 and at most 1')
+    require('densities', len(set(config.densities)) == len(config.densities), 'no density twice')
+    for attack in ('attack', 'evaluate.pgd'):
+        require(f'{attack}.steps', config[attack].steps >= 1, 'at least 1')
+        for field in ('eps', 'step_size'):
+            require(f'{attack}.{field}', config[attack][field] > 0, 'more than 0, in pixel units')
+        if config[attack].norm == 'linf':
+            require(f'{attack}.eps', config[attack].eps <= 1, 'at most 1: pixels lie in [0, 1]')
+    require('evaluate.pgd.restarts', config.evaluate.pgd.restarts >= 1, 'at least 1')
+    require(
+        'evaluate.checkpoint', config.evaluate.checkpoint in ('latest', 'best'), 'latest or best'
+    )
+    require('evaluate.batch_size', config.evaluate.batch_size >= 1, 'at least 1')
+    require('evaluate.examples', config.evaluate.examples >= 0, 'a count, or 0 for all')
+    require(
+        'trades.bn_updates',
+        config.trades.bn_updates in ('clean_attacked', 'original'),
+        'clean_attacked or original',
+    )
+    require('smooth.sigma', config.smooth.sigma > 0, 'more than 0, in pixel units')
+    for field in ('log_every', 'validate_every', 'checkpoint_every'):
+        require(field, config[field] >= 1, 'at least 1')
+    for phase in ('pretrain', 'prune', 'finetune', 'lwm'):
+        section = config[phase]
+        for field in ('epochs', 'batch_size'):
+            require(f'{phase}.{field}', section[field] >= 1, 'at least 1')
+        require(f'{phase}.learning_rate', section.learning_rate > 0, 'more than 0')
+        require(f'{phase}.weight_decay', section.weight_decay >= 0, 'at least 0')
+        require(f'{phase}.momentum', 0 <= section.momentum < 1, 'at least 0 and below 1')
+        require(
+            f'{phase}.warmup_epochs', 0 <= section.warmup_epochs < section.epochs, 'below epochs'
+        )
+        if section.schedule == 'original_cosine':
+            require(f'{phase}.epochs', section.epochs > 1, 'more than 1: its formula gives rate 0')
+
+
+def objective_name(config: ConfigDict, phase: str) -> str:
+    """Returns the objective that `phase` trains with."""
+    return config[phase].objective or config.objective
+
+
+def identity(config: ConfigDict) -> dict:
+    """Returns the part of `config` that a workdir belongs to, as plain JSON data."""
+    fields = json.loads(config.to_json())
+    return {name: value for name, value in fields.items() if name not in NOT_IDENTITY}
+
+
+def differences(one: dict, other: dict, prefix: str = '') -> Iterable[str]:
+    """Yields 'field: value in one, value in other' for every leaf in which two dicts differ."""
+    for key in sorted(one.keys() | other.keys()):
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from differences(a, b, f'{prefix}{key}.')
+        elif a != b:
+            yield f'{prefix}{key}: {a!r}, {b!r}'

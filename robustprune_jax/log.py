@@ -1,0 +1,82 @@
+"""What a phase tells: metrics.jsonl, TensorBoard, a progress bar or plain lines."""
+
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from robustprune_jax.files import read_jsonl, write_atomically
+
+
+class PhaseLog:
+    """The log of one phase, from `start_step` on; process 0 writes.
+
+    metrics.jsonl is the truth: lines of steps after `start_step`, left by a killed run, are
+    dropped. TensorBoard scalars are written beside it when tensorboardX is installed.
+    """
+
+    def __init__(
+        self, directory: Path, name: str, start_step: int, total_steps: int, steps_per_epoch: int
+    ):
+        self._name, self._total, self._steps_per_epoch = name, total_steps, steps_per_epoch
+        self._writes = jax.process_index() == 0
+        self._file = self._scalars = None
+        self._shown = {}
+        self._mark = (time.monotonic(), 0)
+        if self._writes:
+            path = directory / 'metrics.jsonl'
+            kept = [line for line in read_jsonl(path) if line['step'] <= start_step]
+            write_atomically(path, ''.join(json.dumps(line) + '\n' for line in kept))
+            self._file = path.open('a')
+            if importlib.util.find_spec('tensorboardX'):
+                from tensorboardX import SummaryWriter
+
+                self._scalars = SummaryWriter(str(directory), purge_step=start_step + 1)
+        self._lines = self._writes and not sys.stderr.isatty()
+        self._bar = tqdm(
+            desc=name,
+            total=total_steps,
+            initial=start_step,
+            unit='step',
+            disable=not self._writes or self._lines,
+        )
+
+    def __enter__(self) -> 'PhaseLog':
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._bar.close()
+        for sink in (self._file, self._scalars):
+            if sink:
+                sink.close()
+
+    def step(self, images: int) -> None:
+        """Counts one step of so many images."""
+        self._bar.update()
+        self._mark = (self._mark[0], self._mark[1] + images)
+
+    def write(self, step: int, **values: float) -> None:
+        """Appends one line: step, epoch, the values; shows the latest of each."""
+        if not self._writes:
+            return
+        line = {'step': step, 'epoch': round(step / self._steps_per_epoch, 4), **values}
+        self._file.write(json.dumps(line) + '\n')
+        self._file.flush()
+        if self._scalars:
+            for key, value in values.items():
+                self._scalars.add_scalar(key, value, step)
+        self._shown.update({key: f'{value:.4g}' for key, value in values.items()})
+        self._bar.set_postfix(self._shown)
+        if self._lines:
+            shown = '  '.join(f'{key} {value:.4g}' for key, value in values.items())
+            print(f'{self._name}  step {step}/{self._total}  {shown}', flush=True)
+
+    def images_per_second(self) -> float:
+        """Returns the rate since the last call."""
+        now, (then, images) = time.monotonic(), self._mark
+        self._mark = (now, 0)
+        return images / (now - then)

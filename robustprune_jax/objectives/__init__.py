@@ -1,0 +1,11 @@
+"""Robust objectives. OBJECTIVES maps a name to (config) -> Objective."""
+
+from robustprune_jax.objectives.natural import natural
+from robustprune_jax.objectives.objective import Objective, Progress
+from robustprune_jax.objectives.pgd import pgd
+from robustprune_jax.objectives.smooth import smooth
+from robustprune_jax.objectives.trades import trades
+
+OBJECTIVES = {'natural': natural, 'pgd': pgd, 'trades': trades, 'smooth': smooth}
+
+__all__ = ['OBJECTIVES', 'Objective', 'Progress']

@@ -1,0 +1,69 @@
+"""What an objective is: a pure loss on the masked network, run inside the jitted step."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+# logits_of(images, train=False, batch_stats=None) -> logits [B, K], batch_stats
+#
+# A pytree (jax.tree_util.Partial) over the masked variables. In training mode the network
+# normalises by the batch and returns moved statistics; in eval mode it returns them as they were.
+# batch_stats: the statistics to start from, those of the step's beginning when None.
+LogitsOf = Callable[..., tuple[jax.Array, Any]]
+
+
+class Progress(NamedTuple):
+    """Where training stands: `epoch` is fractional, step / steps_per_epoch."""
+
+    step: jax.Array
+    epoch: jax.Array
+    total_steps: int
+
+
+class Objective(NamedTuple):
+    """loss(logits_of, carry, batch, key, progress) -> loss, (carry, batch_stats, metrics).
+
+    batch: 'image' float32 [B, H, W, C] in [0, 1] and 'label' [B]; 'noise' [B, H, W, C], standard
+    normal, replaces what the objective would draw from `key`. carry: the objective's own state,
+    made by init_carry(batch_shape) and checkpointed. metrics: scalars, averages over the batch.
+    attack: settings of attacks.pgd under which validation measures the quality of a checkpoint;
+    None: clean accuracy.
+    """
+
+    loss: Callable[..., tuple[jax.Array, tuple[Any, Any, dict[str, jax.Array]]]]
+    init_carry: Callable[[tuple[int, ...]], Any] = lambda batch_shape: ()
+    attack: dict[str, Any] | None = None
+
+
+def frozen_logits(logits_of: LogitsOf, batch_stats: Any = None) -> Partial:
+    """Returns the eval-mode network, images -> logits, without a gradient to its weights.
+
+    For attacks: stopping the gradient at the weights keeps the attack out of the loss's
+    differentiation altogether.
+    """
+    return Partial(_eval_logits, jax.lax.stop_gradient(logits_of), batch_stats)
+
+
+def _eval_logits(logits_of, batch_stats, images):
+    return logits_of(images, batch_stats=batch_stats)[0]
+
+
+def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the fraction of examples whose largest logit is the label's."""
+    return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+
+
+def normal_noise(batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+    """Returns the batch's given noise, or standard normal noise of the images' shape."""
+    if 'noise' in batch:
+        return batch['noise']
+    return jax.random.normal(key, batch['image'].shape, batch['image'].dtype)
+
+
+def kl_divergence(logits: jax.Array, target_logits: jax.Array) -> jax.Array:
+    """Returns KL(softmax(target_logits) || softmax(logits)) of each example, [B]."""
+    target = jax.nn.log_softmax(target_logits)
+    return jnp.sum(jnp.exp(target) * (target - jax.nn.log_softmax(logits)), axis=-1)

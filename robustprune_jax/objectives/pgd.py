@@ -1,0 +1,28 @@
+"""Adversarial training on PGD examples (Madry et al. 2018)."""
+
+import jax.numpy as jnp
+
+from robustprune_jax import attacks
+from robustprune_jax.objectives.objective import Objective, accuracy, frozen_logits
+
+
+def pgd(config) -> Objective:
+    """Returns the objective CE(f(x_adv), y), with x_adv by PGD against the eval-mode network.
+
+    Reads config.attack: eps, step_size, steps, norm. The clean training-mode pass, which moves the
+    BatchNorm statistics first and gives the clean accuracy, carries no gradient.
+    """
+    attack = dict(config.attack)
+
+    def loss(logits_of, carry, batch, key, progress):
+        images, labels = batch['image'], batch['label']
+        adversarial = attacks.pgd(frozen_logits(logits_of), key, images, labels, **attack)
+        clean, batch_stats = logits_of(images, train=True)
+        attacked, batch_stats = logits_of(adversarial, train=True, batch_stats=batch_stats)
+        metrics = {
+            'accuracy': accuracy(clean, labels),
+            'robust_accuracy': accuracy(attacked, labels),
+        }
+        return jnp.mean(attacks.cross_entropy(attacked, labels)), (carry, batch_stats, metrics)
+
+    return Objective(loss, attack=attack)

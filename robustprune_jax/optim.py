@@ -1,0 +1,112 @@
+"""Schedules, optimizers, and which leaves train in which phase."""
+
+import math
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+
+from robustprune_jax.config import lookup
+
+
+def cosine(learning_rate: float, steps: int, steps_per_epoch: int) -> optax.Schedule:
+    """Returns half a cosine from learning_rate to 0, moving every step (Loshchilov & Hutter)."""
+    return optax.cosine_decay_schedule(learning_rate, steps)
+
+
+def original_cosine(learning_rate: float, steps: int, steps_per_epoch: int) -> optax.Schedule:
+    """Returns the original's cosine: per epoch e, learning_rate * (1 + cos(pi * (e - 1) / E)) / 2.
+
+    Its peak is epoch 1, not 0, and it does not reach 0.
+    """
+    epochs = steps / steps_per_epoch
+
+    def schedule(step):
+        return learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * (step // steps_per_epoch - 1) / epochs))
+
+    return schedule
+
+
+def step_decay(learning_rate: float, steps: int, steps_per_epoch: int) -> optax.Schedule:
+    """Returns the original's steps: times 0.1 from three quarters on, 0.01 from nine tenths."""
+    return optax.piecewise_constant_schedule(
+        learning_rate, {math.ceil(0.75 * steps): 0.1, math.ceil(0.9 * steps): 0.1}
+    )
+
+
+def constant(learning_rate: float, steps: int, steps_per_epoch: int) -> optax.Schedule:
+    """Returns learning_rate at every step."""
+    return optax.constant_schedule(learning_rate)
+
+
+SCHEDULES: dict[str, Callable[[float, int, int], optax.Schedule]] = {
+    'cosine': cosine,
+    'original_cosine': original_cosine,
+    'step': step_decay,
+    'constant': constant,
+}
+
+# Up to the learning rate, with PyTorch's constants: the momentum is of gradients, not of steps.
+OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
+    'sgd': lambda momentum: optax.trace(momentum) if momentum else optax.identity(),
+    'adam': lambda momentum: optax.scale_by_adam(),
+    'rmsprop': lambda momentum: optax.chain(
+        optax.scale_by_rms(decay=0.99, eps=1e-8, eps_in_sqrt=False),
+        optax.trace(momentum) if momentum else optax.identity(),
+    ),
+}
+
+
+def schedule(section: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+    """Returns the learning rate by step of one phase: linear warm-up, then section.schedule."""
+    warmup = round(section.warmup_epochs * steps_per_epoch)
+    steps = section.epochs * steps_per_epoch - warmup
+    shape = lookup(SCHEDULES, section.schedule, 'schedule')
+    after = shape(section.learning_rate, steps, steps_per_epoch)
+    if not warmup:
+        return after
+    ramp = optax.linear_schedule(0.0, section.learning_rate, warmup)
+    return optax.join_schedules([ramp, after], [warmup])
+
+
+def phase_labels(variables: dict, phase: str, freeze_bn: bool = False) -> dict:
+    """Returns 'train' or 'freeze' for every leaf of {'params', 'scores'} in `phase`.
+
+    pretrain and finetune train all parameters; prune trains the scores and, unless freeze_bn,
+    BatchNorm's scale and bias (the original's default).
+    """
+    statistics = {path[:-1] for path in flatten_dict(variables.get('batch_stats', {}))}
+
+    def label(path):
+        if phase != 'prune':
+            trains = path[0] == 'params'
+        elif path[0] == 'scores':
+            trains = True
+        else:
+            trains = path[1:-1] in statistics and not freeze_bn
+        return 'train' if trains else 'freeze'
+
+    leaves = flatten_dict(trainable(variables))
+    return unflatten_dict({path: label(path) for path in leaves})
+
+
+def trainable(variables: dict) -> dict:
+    """Returns the collections that gradients reach: params, and scores where there are any."""
+    return {name: variables[name] for name in ('params', 'scores') if name in variables}
+
+
+def optimizer(
+    section: ConfigDict, labels: dict, steps_per_epoch: int
+) -> optax.GradientTransformation:
+    """Returns the optimizer of one phase over {'params', 'scores'}.
+
+    Weight decay is inside the 'train' branch: frozen leaves do not decay, and have no state.
+    """
+    train = optax.chain(
+        optax.add_decayed_weights(section.weight_decay),
+        lookup(OPTIMIZERS, section.optimizer, 'optimizer')(section.momentum),
+        optax.scale_by_learning_rate(schedule(section, steps_per_epoch)),
+    )
+    return optax.multi_transform({'train': train, 'freeze': optax.set_to_zero()}, labels)

@@ -1,0 +1,209 @@
+"""Training: pretrain, prune, finetune and lwm are one loop with different arguments."""
+
+import math
+import signal
+import sys
+import threading
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import linen
+from ml_collections import ConfigDict
+
+from robustprune_jax import checkpoint, sharding
+from robustprune_jax.config import lookup, objective_name
+from robustprune_jax.data import Split, Splits
+from robustprune_jax.data.augment import AUGMENTATIONS
+from robustprune_jax.data.batches import eval_batches, train_batches
+from robustprune_jax.log import PhaseLog
+from robustprune_jax.masks import init_scores
+from robustprune_jax.objectives import OBJECTIVES
+from robustprune_jax.optim import optimizer, phase_labels, schedule
+from robustprune_jax.step import create_state, logits_fn, predictions, train_step, with_masks
+
+
+def phase_key(seed: int, phase: str, use: str) -> jax.Array:
+    """Returns the key of one use in one phase: no two of them share random numbers."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(f'{phase}/{use}'.encode()))
+
+
+def start_variables(
+    config: ConfigDict, phase: str, density: float | None, source: dict | None
+) -> dict:
+    """Returns the variables that `phase` starts from, given those of its source.
+
+    prune and lwm take a pretrained network and give it scores, lwm also the magnitude masks;
+    finetune takes a pruned network, with its scores and masks.
+    """
+    if phase == 'finetune':
+        return source
+    names = ('params', 'batch_stats')
+    variables = {name: source[name] for name in names if name in source}
+    how = config.prune.score_init if phase == 'prune' else 'scaled'
+    variables['scores'] = init_scores(
+        variables['params'], how, phase_key(config.seed, phase, 'scores')
+    )
+    return variables if phase == 'prune' else with_masks(variables, density)
+
+
+def train(
+    config: ConfigDict,
+    phase: str,
+    density: float | None,
+    module: linen.Module,
+    variables: dict,
+    splits: Splits,
+    directory: Path,
+) -> None:
+    """Trains `variables` through one phase, into directory/{checkpoints, metrics.jsonl}.
+
+    phase: pretrain, prune, finetune or lwm; density: its kept fraction, None in pretrain. Goes on
+    from the latest checkpoint in `directory`, bit for bit as if never interrupted. On SIGTERM it
+    saves and leaves the process with exit status 0. Raises FloatingPointError when the loss is not
+    finite: the last good checkpoint is kept.
+    """
+    section = config[phase]
+    name = phase if density is None else f'{phase} {density}'
+    objective = lookup(OBJECTIVES, objective_name(config, phase), 'objective')(config)
+    steps_per_epoch = math.ceil(len(splits.train.labels) / section.batch_size)
+    total_steps = section.epochs * steps_per_epoch
+    mask_density = density if phase == 'prune' else None
+
+    mesh = sharding.make_mesh()
+    labels = phase_labels(variables, phase, config.prune.freeze_bn)
+    tx = optimizer(section, labels, steps_per_epoch)
+    learning_rate = schedule(section, steps_per_epoch)
+    image_shape = splits.train.images.shape[1:]
+    state = create_state(variables, tx, objective, (section.batch_size, *image_shape))
+    state = jax.device_put(state, sharding.replicated(mesh))
+    update = train_step(
+        module,
+        objective,
+        tx,
+        lookup(AUGMENTATIONS, config.dataset.augment, 'augmentation'),
+        mesh,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        density=mask_density,
+    )
+    data = train_batches(
+        *splits.train,
+        batch_size=section.batch_size,
+        seed=zlib.crc32(f'{config.seed}/{phase}'.encode()),
+        process=(jax.process_index(), jax.process_count()),
+    )
+    key = phase_key(config.seed, phase, 'step')
+    meta = {
+        'arch': config.arch,
+        'num_classes': config.dataset.num_classes,
+        'image_shape': list(image_shape),
+        'phase': phase,
+        'density': density,
+        'objective': objective_name(config, phase),
+        'seed': config.seed,
+        'total_steps': total_steps,
+    }
+
+    with checkpoint.open_checkpoints(directory / 'checkpoints') as checkpoints:
+        if checkpoints.latest:
+            state = checkpoint.restore(checkpoints, state, data)
+        start = saved = int(state.step)
+        pending = []
+
+        def gathered_metrics(step):
+            """Averages since the last call: the only wait for the device between validations."""
+            gathered, first_nan = jax.device_get((pending, state.first_nan))
+            pending.clear()
+            if first_nan >= 0:
+                raise FloatingPointError(
+                    f'{name}: the loss is not finite at step {first_nan}; the checkpoint of step '
+                    f'{saved} is kept in {directory}. A lower learning rate may help.'
+                )
+            means = {k: float(np.mean([m[k] for m in gathered])) for k in gathered[0]}
+            rates = {
+                'learning_rate': float(learning_rate(step - 1)),
+                'images_per_second': round(log.images_per_second(), 1),
+            }
+            return {**means, **rates}
+
+        def validate():
+            network = logits_fn(module, with_masks(state.variables, mask_density))
+            attacks = {'validation_accuracy': None}
+            if objective.attack:
+                attacks['validation_robust_accuracy'] = objective.attack
+            validation_key = phase_key(config.seed, phase, 'validation')
+            return {
+                metric: _accuracy(
+                    network, validation_key, splits.validation, config.evaluate.batch_size, attack
+                )
+                for metric, attack in attacks.items()
+            }
+
+        with (
+            _StopRequest() as stop,
+            PhaseLog(directory, name, start, total_steps, steps_per_epoch) as log,
+        ):
+            for step in range(start + 1, total_steps + 1):
+                batch = sharding.shard_batch(mesh, next(data))
+                state, metrics = update(state, batch, key)
+                pending.append(metrics)
+                log.step(section.batch_size)
+
+                epoch, within_epoch = divmod(step, steps_per_epoch)
+                ends_epoch, last = within_epoch == 0, step == total_steps
+                stops = stop.requested
+                validates = ends_epoch and (last or epoch % config.validate_every == 0)
+                saves = validates or (ends_epoch and epoch % config.checkpoint_every == 0)
+                if ends_epoch or stops or step % config.log_every == 0:
+                    values = gathered_metrics(step)
+                    quality = None
+                    if validates and len(splits.validation.labels):
+                        validation = validate()
+                        quality = list(validation.values())[-1]  # the harder one
+                        values |= validation
+                        log.images_per_second()  # validation's time is not training's
+                    log.write(step, **values)
+                if saves or stops:
+                    checkpoint.save(
+                        checkpoints,
+                        state,
+                        with_masks(state.variables, mask_density),
+                        data,
+                        {**meta, 'step': step, 'epoch': epoch},
+                        quality,
+                    )
+                    saved = step
+                if stops and not last:
+                    checkpoints.wait()
+                    print(f'{name}: stopped at step {step}, saved; the same command goes on.')
+                    sys.exit(0)
+
+
+def _accuracy(network, key, split: Split, batch_size, attack):
+    correct = 0
+    for batch in eval_batches(*split, batch_size):
+        predicted = predictions(network, key, batch['image'], batch['label'], attack)
+        correct += np.sum((np.asarray(predicted) == batch['label']) & batch['mask'])
+    return float(correct / len(split.labels))
+
+
+class _StopRequest:
+    """While entered, SIGTERM only sets `requested`: the loop saves and leaves by itself."""
+
+    def __init__(self):
+        self.requested = False
+
+    def __enter__(self):
+        self._handles = threading.current_thread() is threading.main_thread()
+        if self._handles:  # Python sets signal handlers in the main thread only
+            self._before = signal.signal(signal.SIGTERM, self._request)
+        return self
+
+    def _request(self, number, frame):
+        self.requested = True
+
+    def __exit__(self, *exception):
+        if self._handles:
+            signal.signal(signal.SIGTERM, self._before)

@@ -1,0 +1,202 @@
+"""The whole job: one pretrained network, pruned to each density, beside the LWM baseline."""
+
+import json
+import os
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import linen
+from ml_collections import ConfigDict
+
+from conversion.to_torch import export_checkpoint
+from robustprune_jax import checkpoint, phase, report, sharding
+from robustprune_jax import config as configs
+from robustprune_jax.config import lookup
+from robustprune_jax.data import Splits, load
+from robustprune_jax.data.augment import AUGMENTATIONS
+from robustprune_jax.evaluate import evaluate
+from robustprune_jax.files import write_atomically
+from robustprune_jax.masks import SCORE_INITS
+from robustprune_jax.models import create_model
+from robustprune_jax.objectives import OBJECTIVES
+from robustprune_jax.optim import OPTIMIZERS, SCHEDULES
+
+# phase -> the phase whose network it starts from
+SOURCE = {'prune': 'pretrain', 'finetune': 'prune', 'lwm': 'pretrain'}
+
+# phase -> the name of the network that it ends with, without the density
+NETWORK = {'pretrain': 'pretrain', 'prune': 'pruned', 'finetune': 'hydra', 'lwm': 'lwm'}
+
+PACKAGES = ('robustprune_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+
+
+def run(config: ConfigDict, workdir: Path | str) -> dict:
+    """Runs config.phases in `workdir` and returns what its result.json then holds.
+
+    A phase that is finished is not redone, an interrupted one goes on. Every finished network is
+    exported and, when 'evaluate' is among the phases, evaluated; then the report is written.
+    Raises ValueError or FileNotFoundError, before any training, on a config, data, source or
+    workdir that do not fit together; FloatingPointError when training diverges.
+    """
+    started, workdir = time.monotonic(), Path(workdir)
+    wanted = configs.phases(config)
+    check_names(config)
+    configs.check(config)
+    splits = load(config.dataset)
+    module = create_model(config.arch, config.dataset.num_classes)
+    _check_images(config, module, splits)
+    _claim(config, workdir)
+    _check_sources(config, wanted, splits, workdir)
+
+    for name in wanted:
+        if name == 'evaluate':
+            continue
+        for density in [None] if name == 'pretrain' else config.densities:
+            directory = _folder(workdir, name, density)
+            if checkpoint.is_finished(directory):
+                continue
+            if name == 'pretrain':
+                variables = _initial_variables(config, module, splits)
+            else:
+                source, _ = checkpoint.load(_source(config, wanted, name, density, workdir))
+                variables = phase.start_variables(config, name, density, source)
+            phase.train(config, name, density, module, variables, splits, directory)
+
+    result = _read_result(config, workdir)
+    earlier = result['seconds']
+    for name, path in _networks(config, wanted, workdir).items():
+        variables, meta = checkpoint.load(path, config.evaluate.checkpoint)
+        export = workdir / 'export' / f'{name}.pth.tar'
+        export.parent.mkdir(exist_ok=True)
+        export_checkpoint(variables, meta, export)
+        if 'evaluate' in wanted:
+            entry = evaluate(config, name, module, variables, splits.test, workdir)
+            entry['density'] = meta['density'] or 1.0
+            entry['checkpoint'] = os.path.relpath(path, workdir)
+            entry['export'] = os.path.relpath(export, workdir)
+            others = [network for network in result['networks'] if network['name'] != name]
+            result['networks'] = [*others, entry]
+        result['seconds'] = round(earlier + time.monotonic() - started, 1)
+        write_atomically(workdir / 'result.json', json.dumps(result, indent=1) + '\n')
+    page = report.write(workdir)
+    print(report.table(result), f'\nreport: {page}', flush=True)
+    return result
+
+
+def check_names(config: ConfigDict) -> None:
+    """Raises ValueError, with the nearest name, where the config names what does not exist."""
+    lookup(AUGMENTATIONS, config.dataset.augment, 'augmentation')
+    lookup(SCORE_INITS, config.prune.score_init, 'score init')
+    for name in ('pretrain', 'prune', 'finetune', 'lwm'):
+        lookup(OBJECTIVES, configs.objective_name(config, name), 'objective')
+        lookup(OPTIMIZERS, config[name].optimizer, 'optimizer')
+        lookup(SCHEDULES, config[name].schedule, 'schedule')
+        sharding.check_batch_size(config[name].batch_size, f'config.{name}.batch_size')
+    sharding.check_batch_size(config.evaluate.batch_size, 'config.evaluate.batch_size')
+
+
+def _check_images(config, module, splits):
+    if not len(splits.validation.labels) and config.evaluate.checkpoint == 'best':
+        raise ValueError('config.evaluate.checkpoint=best needs config.dataset.validation above 0')
+    jax.eval_shape(lambda: _initial_variables(config, module, splits))
+
+
+def _initial_variables(config, module: linen.Module, splits: Splits) -> dict:
+    images = jnp.zeros((1, *splits.train.images.shape[1:]))
+    return module.init(phase.phase_key(config.seed, 'pretrain', 'init'), images)
+
+
+def _claim(config, workdir):
+    """Writes config.json; refuses a workdir of another experiment."""
+    path = workdir / 'config.json'
+    if path.exists():
+        saved = json.loads(path.read_text())
+        mine = configs.identity(config)
+        found = '; '.join(configs.differences({k: saved.get(k) for k in mine}, mine))
+        if found:
+            raise ValueError(
+                f'{workdir} holds another experiment (there, here): {found}; choose a new --workdir'
+            )
+    write_atomically(path, config.to_json(indent=1) + '\n')
+
+
+def _folder(workdir: Path, name: str, density: float | None) -> Path:
+    return workdir / name if density is None else workdir / f'density_{density:g}' / name
+
+
+def _source(config, wanted, name: str, density: float, workdir: Path) -> Path:
+    """Where the network is that phase `name` starts from: config.source, or in the workdir."""
+    before = SOURCE[name]
+    if config.source and SOURCE.get(wanted[0]) == before:
+        return Path(config.source)
+    return _folder(workdir, before, None if before == 'pretrain' else density)
+
+
+def _check_sources(config, wanted, splits, workdir):
+    """Every phase's source is there, or will be made by an earlier phase, and fits."""
+    if config.source and 'pretrain' in wanted:
+        raise ValueError(
+            'config.source is given, and pretrain is among config.phases: it starts from scratch'
+        )
+    if config.source and wanted == ['evaluate']:
+        _check_source(config, splits, Path(config.source), None, None)
+    for name in wanted:
+        if name not in SOURCE:
+            continue
+        for density in config.densities:
+            path = _source(config, wanted, name, density, workdir)
+            if path == Path(config.source) or SOURCE[name] not in wanted:
+                _check_source(config, splits, path, name, density)
+
+
+def _check_source(config, splits, path, name, density):
+    try:
+        meta = checkpoint.load_meta(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'{error}; or add the phase to config.phases') from None
+    expected = {
+        'arch': config.arch,
+        'num_classes': config.dataset.num_classes,
+        'image_shape': list(splits.train.images.shape[1:]),
+    }
+    if name is not None:
+        expected['phase'] = SOURCE[name]
+    if name == 'finetune':
+        expected['density'] = density
+    found = {field: meta.get(field) for field in expected}
+    wrong = '; '.join(configs.differences(found, expected))
+    if wrong:
+        raise ValueError(
+            f'the checkpoint {path} does not fit {name or "evaluate"} (found, expected): {wrong}'
+        )
+
+
+def _networks(config, wanted, workdir) -> dict[str, Path]:
+    """The finished networks by name, in the order of the table."""
+    if config.source and wanted == ['evaluate']:
+        meta = checkpoint.load_meta(config.source)
+        suffix = '' if meta['density'] is None else f'_{meta["density"]:g}'
+        return {NETWORK[meta['phase']] + suffix: Path(config.source)}
+    folders = {'pretrain': _folder(workdir, 'pretrain', None)}
+    for density in config.densities:
+        for name in ('prune', 'finetune', 'lwm') if config.evaluate.pruned else ('finetune', 'lwm'):
+            folders[f'{NETWORK[name]}_{density:g}'] = _folder(workdir, name, density)
+    return {name: path for name, path in folders.items() if checkpoint.is_finished(path)}
+
+
+def _read_result(config, workdir) -> dict:
+    """result.json so far, or a new one."""
+    path = workdir / 'result.json'
+    old = json.loads(path.read_text()) if path.exists() else {'seconds': 0.0, 'networks': []}
+    return {
+        'arch': config.arch,
+        'dataset': config.dataset.name,
+        'objective': config.objective,
+        'seed': config.seed,
+        'seconds': old['seconds'],
+        'versions': {name: version(name) for name in PACKAGES},
+        'networks': old['networks'],
+    }
