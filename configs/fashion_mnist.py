@@ -32,8 +32,8 @@ def get_config(arg: str = '') -> ConfigDict:
     config.dataset.validation = 2_000
     config.densities = (0.1, 0.05, 0.01)
     config.attack.update(eps=0.1, step_size=0.04, steps=5)
-    config.pretrain.update(epochs=20, learning_rate=0.05)
-    config.prune.update(epochs=10)
-    config.finetune.update(epochs=20)
-    config.lwm.update(epochs=20)
+    config.pretrain.update(epochs=12, learning_rate=0.05)
+    config.prune.update(epochs=5)
+    config.finetune.update(epochs=8)
+    config.lwm.update(epochs=8)
     return with_argument(config, arg, {'small': small})

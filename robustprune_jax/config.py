@@ -21,6 +21,7 @@ PHASES = ('pretrain', 'prune', 'finetune', 'lwm', 'evaluate')
 NOT_IDENTITY = (
     'phases',
     'densities',
+    'source',
     'evaluate',
     'log_every',
     'validate_every',

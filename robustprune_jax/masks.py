@@ -12,6 +12,7 @@ pruned without special layers:
 import math
 import zlib
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -111,14 +112,15 @@ def _top_k_mask(magnitudes, k):
     return mask.reshape(magnitudes.shape).astype(magnitudes.dtype)
 
 
-@jax.custom_jvp
-def _straight_through(magnitudes, mask):
-    return mask
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _straight_through(scores, k):
+    return _top_k_mask(jnp.abs(scores), k)
 
 
 @_straight_through.defjvp
-def _straight_through_jvp(primals, tangents):
-    return primals[1], tangents[0]
+def _straight_through_jvp(k, primals, tangents):
+    # Not the derivative of jnp.abs: at 0 that is 1, and the original's sign is 0.
+    return _straight_through(*primals, k), jnp.sign(primals[0]) * tangents[0]
 
 
 def topk_masks(scores: dict, density: float) -> dict:
@@ -126,16 +128,11 @@ def topk_masks(scores: dict, density: float) -> dict:
 
     Each layer keeps `kept_count(size, density)` weights exactly, ties included. The gradient is
     straight-through: identity in the mask, then through the absolute value, on kept and pruned
-    entries alike, so dL/dscore = dL/dW_eff * W * sign(score).
+    entries alike, so dL/dscore = dL/dW_eff * W * sign(score), where sign(0) = 0.
     """
-
-    def mask(leaf):
-        magnitudes = jnp.abs(leaf)
-        k = kept_count(leaf.size, density)
-        # The stop keeps the bisection out of the differentiated program.
-        return _straight_through(magnitudes, _top_k_mask(jax.lax.stop_gradient(magnitudes), k))
-
-    return jax.tree.map(mask, scores)
+    return jax.tree.map(
+        lambda leaf: _straight_through(leaf, kept_count(leaf.size, density)), scores
+    )
 
 
 def apply_masks(params: dict, masks: dict) -> dict:

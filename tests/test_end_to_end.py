@@ -1,0 +1,293 @@
+"""The whole job on small images: files, restarts, sources, and errors before training."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from conversion import load_pth
+from robustprune_jax import checkpoint, pipeline
+from robustprune_jax.files import read_jsonl
+from robustprune_jax.masks import kept_count
+
+ROOT = Path(__file__).parents[1]
+NETWORKS = ['pretrain', 'hydra_0.5', 'lwm_0.5', 'hydra_0.1', 'lwm_0.1']
+
+
+def weights(path):
+    return checkpoint.load(path)[0]
+
+
+def assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_result_of_a_run(finished):
+    workdir, result = finished
+    assert json.loads((workdir / 'result.json').read_text()) == result
+    networks = {network['name']: network for network in result['networks']}
+    assert sorted(networks) == sorted(NETWORKS)
+    for name, network in networks.items():
+        density = float(name.partition('_')[2] or 1)
+        masks = weights(workdir / network['checkpoint'])
+        sizes = [leaf.size for leaf in jax.tree.leaves(masks.get('masks', {}))]
+        assert network['density'] == density
+        if sizes:
+            assert network['kept'] == sum(kept_count(size, density) for size in sizes)
+        assert network['examples'] == network['robust']['pgd']['examples'] == 40
+        assert network['robust']['pgd']['accuracy'] <= network['clean_accuracy'] <= 1
+        for evaluation, accuracy in (
+            ('clean', network['clean_accuracy']),
+            ('pgd', network['robust']['pgd']['accuracy']),
+        ):
+            header, *lines = read_jsonl(workdir / 'examples' / f'{name}.{evaluation}.jsonl')
+            assert header['network'] == name
+            assert [line['index'] for line in lines] == list(range(40))
+            correct = [line['label'] == line['prediction'] for line in lines]
+            assert np.mean(correct) == pytest.approx(accuracy)
+    # The bands are easy: what does not learn them is broken.
+    assert networks['pretrain']['clean_accuracy'] > 0.8
+    assert networks['hydra_0.5']['robust']['pgd']['accuracy'] > 0.6
+
+
+def test_exports_are_the_masked_networks(finished):
+    workdir, _ = finished
+    for name, folder in (('hydra_0.1', 'finetune'), ('lwm_0.1', 'lwm')):
+        state_dict = load_pth(workdir / 'export' / f'{name}.pth.tar')['state_dict']
+        variables = weights(workdir / 'density_0.1' / folder)
+        dense = variables['params']['dense2']['kernel'] * variables['masks']['dense2']['kernel']
+        np.testing.assert_array_equal(state_dict['7.weight'], dense.T)
+
+
+def test_prune_freezes_weights_and_finetune_freezes_masks(finished):
+    workdir, _ = finished
+    pretrained = weights(workdir / 'pretrain')
+    pruned = weights(workdir / 'density_0.1/prune')
+    finetuned = weights(workdir / 'density_0.1/finetune')
+    lwm = weights(workdir / 'density_0.1/lwm')
+    assert_same(pruned['params'], pretrained['params'])
+    assert_same(finetuned['masks'], pruned['masks'])
+    assert_same(finetuned['scores'], pruned['scores'])
+    learned, largest = (jax.tree.leaves(v['masks']) for v in (pruned, lwm))
+    assert any(np.any(a != b) for a, b in zip(learned, largest, strict=True))
+    for layer, masks in lwm['masks'].items():
+        magnitudes = np.abs(pretrained['params'][layer]['kernel'])
+        kept = masks['kernel'] == 1
+        assert magnitudes[kept].min() >= magnitudes[~kept].max()
+        assert np.any(finetuned['params'][layer]['kernel'] != pruned['params'][layer]['kernel'])
+
+
+def test_metrics_and_report(finished):
+    workdir, _ = finished
+    for part in ('pretrain', 'density_0.5/prune', 'density_0.1/lwm'):
+        lines = read_jsonl(workdir / part / 'metrics.jsonl')
+        assert [line['epoch'] for line in lines] == list(range(1, 9 if part == 'pretrain' else 5))
+        for line in lines:
+            assert {
+                'step',
+                'loss',
+                'accuracy',
+                'robust_accuracy',
+                'learning_rate',
+                'images_per_second',
+                'validation_accuracy',
+                'validation_robust_accuracy',
+            } < set(line)
+    page = (workdir / 'report/index.html').read_text()
+    assert 'PGD-3' in page and 'data:image/png;base64' in page
+
+
+def test_the_same_command_redoes_nothing(finished, tiny_config, tmp_path):
+    workdir, result = finished
+    copy = shutil.copytree(workdir, tmp_path / 'copy')
+
+    def written():
+        kept = ('checkpoints', 'examples')
+        return {
+            path: path.stat().st_mtime_ns
+            for path in copy.rglob('*')
+            if path.is_file() and set(kept) & set(path.parts)
+        }
+
+    before = written()
+    again = pipeline.run(tiny_config(), copy)
+    assert written() == before
+    for one, other in zip(again['networks'], result['networks'], strict=True):
+        assert one == other
+
+
+def launch(config, workdir):
+    """The command line, with every field given as a flag of the embedded config."""
+    flags = []
+
+    def add(section, prefix):
+        for name, value in section.items():
+            if hasattr(value, 'items'):
+                add(value, f'{prefix}{name}.')
+            else:
+                flags.append(f'--config.{prefix}{name}={value}')
+
+    add(config, '')
+    return subprocess.Popen(
+        [sys.executable, 'main.py', '--config=configs/digits.py', f'--workdir={workdir}', *flags],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(path, process, timeout=300):
+    """Waits until a phase has logged its first epoch."""
+    end = time.monotonic() + timeout
+    while not read_jsonl(path / 'metrics.jsonl'):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end, f'{path} did not begin'
+        time.sleep(0.02)
+
+
+def test_killed_and_stopped_runs_end_with_the_same_weights(finished, tiny_config, tmp_path):
+    config = tiny_config()
+    workdir = tmp_path / 'killed'
+    process = launch(config, workdir)
+    wait_for(workdir / 'pretrain', process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert not checkpoint.is_finished(workdir / 'pretrain')
+    assert 'the same command goes on' in output
+
+    process = launch(config, workdir)
+    wait_for(workdir / 'density_0.5/prune', process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not checkpoint.is_finished(workdir / 'density_0.5/prune')
+
+    process = launch(config, workdir)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    for part in ('pretrain', 'density_0.5/prune', 'density_0.1/finetune', 'density_0.1/lwm'):
+        assert_same(weights(workdir / part), weights(finished[0] / part))
+        steps = [line['step'] for line in read_jsonl(workdir / part / 'metrics.jsonl')]
+        assert steps == sorted(set(steps))  # the killed run's lines do not stay beside the new
+
+
+def test_parts_from_a_source(finished, tiny_config, tmp_path):
+    """One phase in a workdir of its own, from another run's network, then the next."""
+    config = tiny_config()
+    config.densities = (0.5,)
+    config.phases = 'prune'
+    config.source = str(finished[0] / 'pretrain')
+    pipeline.run(config, tmp_path)
+    assert_same(weights(tmp_path / 'density_0.5/prune'), weights(finished[0] / 'density_0.5/prune'))
+    assert not (tmp_path / 'pretrain').exists()
+
+    config.phases, config.source = 'finetune,evaluate', ''
+    result = pipeline.run(config, tmp_path)
+    assert [network['name'] for network in result['networks']] == ['hydra_0.5']
+
+
+def test_evaluation_only(finished, tiny_config, tmp_path):
+    config = tiny_config()
+    config.phases = 'evaluate'
+    config.source = str(finished[0] / 'density_0.1/finetune/checkpoints')
+    config.evaluate.pgd.restarts = 3
+    (network,) = pipeline.run(config, tmp_path)['networks']
+    once = next(n for n in finished[1]['networks'] if n['name'] == 'hydra_0.1')
+    assert network['clean_accuracy'] == once['clean_accuracy']
+    assert network['robust']['pgd']['accuracy'] <= once['robust']['pgd']['accuracy']
+    assert network['robust']['pgd']['restarts'] == 3
+
+
+def test_an_interrupted_evaluation_goes_on(finished, tiny_config, tmp_path):
+    copy = shutil.copytree(finished[0], tmp_path / 'copy')
+    path = copy / 'examples/hydra_0.5.pgd.jsonl'
+    whole = path.read_text()
+    lines = whole.splitlines(keepends=True)
+    path.write_text(''.join(lines[:25]) + lines[25][:7])  # killed in the middle of a line
+    pipeline.run(tiny_config(), copy)
+    assert path.read_text() == whole
+
+    config = tiny_config()
+    config.evaluate.pgd.steps = 4
+    with pytest.raises(ValueError, match='steps: 3, 4'):
+        pipeline.run(config, copy)
+    assert path.read_text() == whole
+
+
+def test_robust_mask_of_a_natural_network(tiny_config, tmp_path):
+    config = tiny_config()
+    config.densities = (0.5,)
+    config.pretrain.objective = 'natural'
+    config.phases = 'pretrain,prune,evaluate'
+    config.evaluate.pruned = True
+    names = [network['name'] for network in pipeline.run(config, tmp_path)['networks']]
+    assert names == ['pretrain', 'pruned_0.5']
+    assert 'robust_accuracy' not in read_jsonl(tmp_path / 'pretrain/metrics.jsonl')[0]
+    assert 'robust_accuracy' in read_jsonl(tmp_path / 'density_0.5/prune/metrics.jsonl')[0]
+
+
+def test_divergence_stops_and_keeps_what_is_saved(finished, tiny_config, tmp_path):
+    config = tiny_config()
+    config.source = str(finished[0] / 'pretrain')
+    config.phases = 'lwm'
+    config.densities = (0.5,)
+    config.lwm.update(learning_rate=1e25, warmup_epochs=1.0)
+    with pytest.raises(FloatingPointError, match=r'lwm 0.5: the loss is not finite at step \d+'):
+        pipeline.run(config, tmp_path)
+    saved = weights(tmp_path / 'density_0.5/lwm') if list(tmp_path.glob('*/lwm/*/*')) else {}
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved))
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'arch': 'mnist_modell'}, "'mnist_modell'.*mnist_model"),
+        ({'objective': 'trade'}, "unknown objective 'trade': did you mean 'trades'"),
+        ({'prune.objective': 'nat'}, 'unknown objective'),
+        ({'densities': (0.1, 1.5)}, 'config.densities'),
+        ({'densities': (0.0,)}, 'config.densities'),
+        ({'phases': 'pretrain,prun'}, "'prun': did you mean 'prune'"),
+        ({'dataset.num_classes': 2}, 'label'),
+        ({'dataset.dir': 'nowhere.npz'}, 'nowhere.npz'),
+        ({'pretrain.schedule': 'cos'}, 'unknown schedule'),
+        ({'evaluate.pgd.eps': 2.0}, 'config.evaluate.pgd.eps is 2.0: expected at most 1'),
+        ({'phases': 'prune', 'source': 'nowhere'}, 'no checkpoint in nowhere'),
+        ({'phases': 'prune'}, 'no checkpoint in .*pretrain'),
+        ({'phases': 'prune', 'source': 'PRETRAIN', 'arch': 'cifar_model'}, 'arch'),
+        ({'phases': 'prune', 'source': 'PRETRAIN', 'dataset.num_classes': 4}, 'num_classes: 3, 4'),
+        ({'phases': 'prune', 'source': 'PRUNED'}, "phase: 'prune', 'pretrain'"),
+        ({'phases': 'finetune', 'source': 'PRUNED', 'densities': (0.2,)}, 'density: 0.5, 0.2'),
+        ({'source': 'PRETRAIN'}, 'starts from scratch'),
+    ],
+)
+def test_errors_before_training(finished, tiny_config, tmp_path, change, message):
+    config = tiny_config()
+    places = {'PRETRAIN': 'pretrain', 'PRUNED': 'density_0.5/prune'}
+    for field, value in change.items():
+        if value in places:
+            value = str(finished[0] / places[value])
+        *sections, name = field.split('.')
+        section = config
+        for key in sections:
+            section = section[key]
+        section[name] = value
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        pipeline.run(config, tmp_path)
+    assert '\n' not in str(error.value)
+    assert not [path for path in tmp_path.iterdir() if path.name != 'config.json']
+
+
+def test_another_experiments_workdir_is_refused(finished, tiny_config):
+    config = tiny_config()
+    config.prune.learning_rate = 0.07
+    with pytest.raises(ValueError, match=r'another experiment.*prune.learning_rate: 0.1, 0.07'):
+        pipeline.run(config, finished[0])
