@@ -40,7 +40,11 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        sys.exit(' '.join(f'error: {error}'.replace('\\n', ' ').split()))
+        while isinstance(error.args[0], Exception):  # ml_collections wraps what is wrong
+            error = error.args[0]
+        lines = str(error.args[-1 if isinstance(error, OSError) else 0]).splitlines()
+        # An error inside a config file comes with its traceback, which ends with what was wrong.
+        sys.exit(f'error: {lines[-1] if "Traceback (most" in str(error) else " ".join(lines)}')
     if flags.FLAGS['verbosity'].using_default_value:
         flags.FLAGS.verbosity = logging.WARNING  # absl's own choice, INFO, tells of every save
     return rest

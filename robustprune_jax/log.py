@@ -69,7 +69,8 @@ class PhaseLog:
         if self._scalars:
             for key, value in values.items():
                 self._scalars.add_scalar(key, value, step)
-        self._shown.update({key: f'{value:.4g}' for key, value in values.items()})
+        rates = ('learning_rate', 'images_per_second')  # no room for them
+        self._shown |= {key: f'{v:.3g}' for key, v in values.items() if key not in rates}
         self._bar.set_postfix(self._shown)
         if self._lines:
             shown = '  '.join(f'{key} {value:.4g}' for key, value in values.items())

@@ -39,7 +39,7 @@ def start_variables(
     """
     if phase == 'finetune':
         return source
-    names = ('params', 'batch_stats')
+    names = ('params', 'batch_stats', 'unused')
     variables = {name: source[name] for name in names if name in source}
     how = config.prune.score_init if phase == 'prune' else 'scaled'
     variables['scores'] = init_scores(
@@ -71,6 +71,9 @@ def train(
     total_steps = section.epochs * steps_per_epoch
     mask_density = density if phase == 'prune' else None
 
+    # Imported tensors without a counterpart: carried along for the converter, not to the devices.
+    unused = {name: value for name, value in variables.items() if name == 'unused'}
+    variables = {name: value for name, value in variables.items() if name != 'unused'}
     mesh = sharding.make_mesh()
     labels = phase_labels(variables, phase, config.prune.freeze_bn)
     tx = optimizer(section, labels, steps_per_epoch)
@@ -169,7 +172,7 @@ def train(
                     checkpoint.save(
                         checkpoints,
                         state,
-                        with_masks(state.variables, mask_density),
+                        {**with_masks(state.variables, mask_density), **unused},
                         data,
                         {**meta, 'step': step, 'epoch': epoch},
                         quality,
