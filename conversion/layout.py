@@ -36,7 +36,7 @@ def torch_shape(shape: tuple[int, ...], leaf: Leaf) -> tuple[int, ...]:
 
 
 def flat_channels(width: int, layer: Layer) -> int:
-    """Returns C of a flattened C*H*W map; of a flattened image 3, or 1 where only that is square."""
+    """Returns C of a flattened C*H*W map; of an image 3, or 1 where only that leaves a square."""
     if layer.channels is not None:
         return layer.channels
     return 3 if width % 3 == 0 and math.isqrt(width // 3) ** 2 == width // 3 else 1

@@ -13,6 +13,7 @@ by the layer's kind alone:
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from robustprune_jax.config import lookup
 from robustprune_jax.models.resnet import DEPTHS
 from robustprune_jax.models.vgg import PLANS
 
@@ -163,13 +164,11 @@ TABLES: dict[str, list[Layer]] = {
 def table(arch: str | Sequence[Layer]) -> Sequence[Layer]:
     """Returns the table of an architecture, or `arch` itself where it is a table.
 
-    Raises ValueError for a name that has none.
+    Raises ValueError, with the nearest name, for one that has none.
     """
     if not isinstance(arch, str):
         return arch
-    if arch not in TABLES:
-        raise ValueError(f'no torch names are known for {arch!r}; known: {", ".join(TABLES)}')
-    return TABLES[arch]
+    return lookup(TABLES, arch, 'architecture with torch names')
 
 
 def leaves(arch: str | Sequence[Layer], scores: bool = False) -> list[Leaf]:

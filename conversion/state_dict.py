@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from robustprune_jax.config import lookup
 from robustprune_jax.masks import kept_count
 
 from . import unused
@@ -13,7 +14,7 @@ from .fit import few, is_masked, likely_architectures, mismatch, missing_and_une
 from .layout import from_torch, to_torch
 from .names import Layer, generic_leaves, leaves
 from .scores import separated, top_mask
-from .targets import TARGETS, without_wrapping
+from .targets import TARGETS, check_normalisation, unwrapped
 
 LAYOUTS = ('dense', 'subnet')
 
@@ -40,9 +41,7 @@ def export_state_dict(
     """
     if layout not in LAYOUTS:
         raise ValueError(f'unknown layout {layout!r}; known: {", ".join(LAYOUTS)}')
-    if target not in TARGETS:
-        raise ValueError(f'unknown target {target!r}; known: {", ".join(TARGETS)}')
-    TARGETS[target].check(arch, layout)
+    lookup(TARGETS, target, 'target').check(arch, layout)
     flat = {
         name: {p: np.asarray(a) for p, a in flatten_dict(variables.get(name, {}), sep='/').items()}
         for name in ('params', 'batch_stats', 'scores', 'masks')
@@ -92,12 +91,13 @@ def import_state_dict(
     tensor holds a NaN or an infinity, where `density` is missing, or is not that of a dense
     checkpoint.
     """
-    state_dict = without_wrapping(state_dict, arch)
+    state_dict, constants = unwrapped(state_dict)
     if problem := mismatch(state_dict, arch, num_classes):
         likely = [name for name in likely_architectures(state_dict) if name != arch]
         hint = f'; the tensors are those of {" or ".join(likely)}' if likely else ''
         label = arch if isinstance(arch, str) else 'the name table'
         raise ValueError(f'not a state dict of {label}: {problem}{hint}')
+    check_normalisation(constants, arch)
     if bad := [name for name, array in state_dict.items() if not _is_finite(array)]:
         raise ValueError(f'NaN or infinity in {few(bad)}')
     masked = is_masked(state_dict)

@@ -60,25 +60,31 @@ TARGETS: dict[str, Target] = {
 }
 
 
-def normalisation(arch: str) -> tuple:
+def normalisation(arch: str | Sequence[Layer]) -> tuple:
     """Returns (mean, std) per channel that the architecture has by default, or (None, None)."""
+    if not isinstance(arch, str):
+        return None, None
     module = create_model(arch)
     return module.mean, module.std
 
 
-def without_wrapping(
-    state_dict: dict[str, np.ndarray], arch: str | Sequence[Layer]
-) -> dict[str, np.ndarray]:
-    """Returns the state dict without the prefixes of DataParallel and of normalising wrappers.
+def unwrapped(state_dict: dict[str, np.ndarray]) -> tuple[dict, dict]:
+    """Returns (state dict without the prefixes of DataParallel and of normalising wrappers,
+    {'mean', 'std'} of such a wrapper or {})."""
+    plain = {n.removeprefix('module.').removeprefix('model.'): a for n, a in state_dict.items()}
+    constants = {
+        name: plain.pop(f'normalize.{name}').ravel()
+        for name in ('mean', 'std')
+        if f'normalize.{name}' in plain
+    }
+    return plain, constants
 
-    Raises ValueError where the wrapper normalises otherwise than `arch` does here.
-    """
-    state_dict = {name.removeprefix('module.'): array for name, array in state_dict.items()}
-    state_dict = {name.removeprefix('model.'): array for name, array in state_dict.items()}
-    for name, index in (('normalize.mean', 0), ('normalize.std', 1)):
-        if name in state_dict:
-            found = state_dict.pop(name).ravel()
-            expected = normalisation(arch)[index] if isinstance(arch, str) else None
-            if expected is None or not np.allclose(found, expected, atol=1e-6):
-                raise ValueError(f'the file has {name} {found.tolist()}, and {arch} has {expected}')
-    return state_dict
+
+def check_normalisation(constants: dict, arch: str | Sequence[Layer]) -> None:
+    """Raises ValueError where a file normalises its images otherwise than `arch` does here."""
+    here = dict(zip(('mean', 'std'), normalisation(arch), strict=True))
+    for name, found in constants.items():
+        if here[name] is None or not np.allclose(found, here[name], atol=1e-6):
+            raise ValueError(
+                f'the file normalises images by {name} {found.tolist()}, here it is {here[name]}'
+            )

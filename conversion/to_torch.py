@@ -4,16 +4,19 @@ python -m conversion.to_torch --checkpoint DIR --out FILE.pth.tar
 """
 
 import argparse
+import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from robustprune_jax import checkpoint
-from robustprune_jax.masks import sparsity
 
+from .files import write_checkpoint
+from .names import TABLES, Layer
 from .state_dict import LAYOUTS, export_state_dict
+from .summary import line, summarise
 from .targets import TARGETS
-from .torch_format import save_pth
 
 
 def export_checkpoint(
@@ -23,56 +26,59 @@ def export_checkpoint(
     *,
     layout: str = 'dense',
     target: str = 'hydra',
+    names: Sequence[Layer] | None = None,
 ) -> dict:
-    """Writes the network to `path` with the fields of the original's files, and returns a summary.
+    """Writes the network to `path` and returns a summary, see conversion.summary.
 
-    The file holds {'epoch', 'arch', 'state_dict', 'best_prec1', 'optimizer'}; best_prec1 is in
-    percent, the optimizer empty. meta: at least 'arch'.
-    Returns {'arch', 'layout', 'target', 'tensors', 'parameters' (buffers not counted), 'kept',
-    'prunable', 'density' (kept / prunable), 'bytes' (of the file)}.
+    The file holds {'epoch', 'arch', 'best_prec1' (percent), 'optimizer' (empty), 'state_dict'} as
+    the original's do, for target 'torchvision' the state dict alone; a .safetensors file holds the
+    tensors, the rest as text. meta: at least 'arch'; where that is an architecture of your own,
+    names is its table (default: the tensors' Flax paths).
     Raises ValueError where the variables are not those of meta['arch'].
     """
-    state_dict = export_state_dict(variables, meta['arch'], layout=layout, target=target)
+    arch = names or (meta['arch'] if meta['arch'] in TABLES else None)
+    state_dict = export_state_dict(variables, arch, layout=layout, target=target)
     fields = {
         'epoch': int(meta.get('epoch', 0)),
         'arch': meta['arch'],
-        'state_dict': state_dict,
         'best_prec1': float(meta.get('best_prec1', 0)),
         'optimizer': {},
     }
-    save_pth(path, fields)
-    buffers = ('running_mean', 'running_var', 'num_batches_tracked', 'popup_scores')
-    parameters = [array for name, array in state_dict.items() if not name.endswith(buffers)]
-    return {
-        'arch': meta['arch'],
-        'layout': layout,
-        'target': target,
-        'tensors': len(state_dict),
-        'parameters': sum(array.size for array in parameters),
-        **sparsity(variables)['total'],
-        'bytes': Path(path).stat().st_size,
-    }
+    write_checkpoint(path, state_dict, fields, bare=TARGETS[target].bare)
+    return summarise(path, meta['arch'], state_dict, variables)
+
+
+def read_names(path: str | os.PathLike) -> list[Layer]:
+    """Returns a name table from a JSON file: rows [torch, flax, kind, bias, channels, pixels].
+
+    The fields are those of conversion.names.Layer, the last three optional.
+    Raises ValueError where the file is no such list.
+    """
+    try:
+        return [Layer(*row) for row in json.loads(Path(path).read_text())]
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f'{path} is no name table: {error}') from None
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog='python -m conversion.to_torch', description=__doc__)
-    parser.add_argument('--checkpoint', required=True, help='the checkpoints folder of a phase')
+    parser.add_argument('--checkpoint', required=True, help='the folder of a phase')
     parser.add_argument('--which', default='latest', help="'latest' (default), 'best' or a step")
-    parser.add_argument('--out', required=True, help='FILE.pth.tar')
+    parser.add_argument('--out', required=True, help='FILE.pth.tar or FILE.safetensors')
     parser.add_argument('--layout', choices=LAYOUTS, default='dense')
-    parser.add_argument('--target', choices=TARGETS, default='hydra')
+    parser.add_argument('--target', choices=TARGETS, default='hydra', help='who will load it')
+    parser.add_argument('--names', help='JSON name table of an architecture of your own')
     args = parser.parse_args(argv)
     try:
         which = int(args.which) if args.which.isdigit() else args.which
         variables, meta = checkpoint.load(args.checkpoint, which)
-        done = export_checkpoint(variables, meta, args.out, layout=args.layout, target=args.target)
+        summary = export_checkpoint(
+            variables, meta, args.out, layout=args.layout, target=args.target,
+            names=read_names(args.names) if args.names else None,
+        )  # fmt: skip
     except (ValueError, OSError) as error:
         sys.exit(f'to_torch: {error}')
-    print(
-        f'{args.out}: {done["arch"]}, {done["layout"]} layout, {done["tensors"]} tensors, '
-        f'{done["parameters"]:,} parameters, density {done["density"]:.4g} '
-        f'({done["kept"]:,} of {done["prunable"]:,} weights kept), {done["bytes"]:,} bytes'
-    )
+    print(f'{args.out}: {line(summary)}, {args.layout} layout for {args.target}')
 
 
 if __name__ == '__main__':

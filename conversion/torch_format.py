@@ -6,32 +6,21 @@ what `save_pth` writes, memory-mapped too.
 """
 
 import collections
+import contextlib
 import math
 import os
 import pickle
 import struct
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import ml_dtypes
 import numpy as np
 
-# torch's storage class of each dtype
-STORAGES = {
-    'FloatStorage': np.dtype(np.float32),
-    'DoubleStorage': np.dtype(np.float64),
-    'HalfStorage': np.dtype(np.float16),
-    'BFloat16Storage': np.dtype(ml_dtypes.bfloat16),
-    'LongStorage': np.dtype(np.int64),
-    'IntStorage': np.dtype(np.int32),
-    'ShortStorage': np.dtype(np.int16),
-    'CharStorage': np.dtype(np.int8),
-    'ByteStorage': np.dtype(np.uint8),
-    'BoolStorage': np.dtype(np.bool_),
-}
+from .unpickle import LEGACY_MAGIC, STORAGES, Unpickler, load_legacy
+
 _STORAGE_OF = {dtype: name for name, dtype in STORAGES.items()}
 _ALIGNMENT = 64  # of each record's first byte in the file; memory-mapped tensors need it
 
@@ -43,18 +32,27 @@ def save_pth(path: str | os.PathLike, checkpoint: dict) -> None:
     tuples of those. The file appears whole or not at all. Arrays are written one at a time.
     Raises ValueError naming the first value that the format cannot hold.
     """
-    path = Path(path)
     arrays: list[np.ndarray] = []
     body = pickle.PROTO + b'\x02' + _pickled(checkpoint, 'checkpoint', arrays) + pickle.STOP
+    with (
+        temporary_file(path) as temporary,
+        zipfile.ZipFile(temporary, 'w', zipfile.ZIP_STORED) as archive,
+    ):
+        _write_record(archive, 'data.pkl', body)
+        _write_record(archive, 'byteorder', sys.byteorder.encode())
+        for key, array in enumerate(arrays):
+            data = np.ascontiguousarray(array).reshape(-1)
+            _write_record(archive, f'data/{key}', data.view(np.uint8))
+        _write_record(archive, 'version', b'3\n')
+
+
+@contextlib.contextmanager
+def temporary_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a path to write to, in the folder of `path`, and moves that file there at the end."""
+    path = Path(path)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
-        with zipfile.ZipFile(temporary, 'w', zipfile.ZIP_STORED) as archive:
-            _write_record(archive, 'data.pkl', body)
-            _write_record(archive, 'byteorder', sys.byteorder.encode())
-            for key, array in enumerate(arrays):
-                data = np.ascontiguousarray(array).reshape(-1)
-                _write_record(archive, f'data/{key}', data.view(np.uint8))
-            _write_record(archive, 'version', b'3\n')
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -148,19 +146,25 @@ def _pickled_tensor(array, where, arrays):
 def load_pth(path: str | os.PathLike) -> Any:
     """Returns what a PyTorch checkpoint file holds, numpy arrays for tensors.
 
-    Arrays may be read-only, and may share memory where the tensors shared storage. Nothing from the
-    file is executed: only tensors, containers, numbers and strings are rebuilt. Raises ValueError,
-    in one line, where the file asks for anything else, is truncated, or is no checkpoint.
+    Reads the zip format and the one before PyTorch 1.6. Arrays may be read-only, and may share
+    memory where the tensors shared storage. Nothing from the file is executed: only tensors,
+    containers, numbers and strings are rebuilt. Raises ValueError, in one line, where the file asks
+    for anything else, is truncated, or is no checkpoint.
     """
     with open(path, 'rb') as file:
-        if not zipfile.is_zipfile(file):
-            raise ValueError(f'{path} is truncated, or is no PyTorch checkpoint (no zip file)')
+        start = file.read(len(LEGACY_MAGIC))
+        file.seek(0)
         try:
-            return _load_zip(file)
+            if start == LEGACY_MAGIC:
+                return load_legacy(file)
+            if zipfile.is_zipfile(file):
+                return _load_zip(file)
         except ValueError as error:
             raise ValueError(f'{path}: {error}') from None
         except Exception as error:  # whatever a damaged or hostile file makes the parsers raise
             raise ValueError(f'{path} is damaged: {error!r}') from None
+        what = 'truncated' if start.startswith(b'PK') else 'no PyTorch checkpoint'
+        raise ValueError(f'{path} is {what}')
 
 
 def _load_zip(file: BinaryIO) -> Any:
@@ -183,75 +187,3 @@ def _load_zip(file: BinaryIO) -> Any:
 
         with archive.open(names['data.pkl']) as body:
             return Unpickler(body, load_storage).load()
-
-
-class Unpickler(pickle.Unpickler):
-    """Rebuilds tensors, containers and numbers, and refuses every other name a pickle asks for.
-
-    load_storage: persistent id -> 1-D array. The functions a pickle may call are all defined here:
-    nothing is ever looked up in, or imported from, another module.
-    """
-
-    def __init__(self, file: BinaryIO, load_storage: Callable[[tuple], np.ndarray]):
-        super().__init__(file, encoding='latin1')
-        self._load_storage = load_storage
-
-    def persistent_load(self, persistent_id):
-        return self._load_storage(persistent_id)
-
-    def find_class(self, module, name):
-        if module == 'torch' and name in STORAGES:
-            return STORAGES[name]
-        if (module, name) not in _ALLOWED:
-            raise ValueError(f'the file asks for {module}.{name}, which is refused; nothing ran')
-        return _ALLOWED[module, name]
-
-
-def _rebuild_tensor(storage, offset, shape, strides, *_ignored) -> np.ndarray:
-    if not isinstance(storage, np.ndarray) or min((offset, *shape, *strides), default=0) < 0:
-        raise ValueError('a tensor has a negative offset, size or stride')
-    last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    if math.prod(shape) and last >= storage.size:
-        raise ValueError(f'a tensor of shape {tuple(shape)} reaches beyond its storage')
-    return np.lib.stride_tricks.as_strided(
-        storage[offset:], shape, [s * storage.itemsize for s in strides], writeable=False
-    )
-
-
-def _rebuild_parameter(data, *_ignored) -> np.ndarray:
-    return data
-
-
-class _DType:
-    """A numpy dtype of numbers; the state a pickle sets on it can only be its byte order."""
-
-    def __init__(self, code, *_ignored):
-        self.dtype = np.dtype(code)
-        if self.dtype.kind not in 'biufc':
-            raise ValueError(f'the file holds numpy values of type {code!r}, which is refused')
-
-    def __setstate__(self, state):
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-
-def _numpy_scalar(dtype, data):
-    return np.frombuffer(data, dtype.dtype, count=1)[0]
-
-
-def _encode(text, encoding):
-    # pickle protocol 2 writes bytes as text in latin1
-    if encoding != 'latin1':
-        raise ValueError(f'the file asks for the codec {encoding!r}, which is refused')
-    return text.encode('latin1')
-
-
-_ALLOWED = {
-    ('collections', 'OrderedDict'): collections.OrderedDict,
-    ('torch._utils', '_rebuild_tensor'): _rebuild_tensor,
-    ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
-    ('torch._utils', '_rebuild_parameter'): _rebuild_parameter,
-    ('numpy', 'dtype'): _DType,
-    ('numpy.core.multiarray', 'scalar'): _numpy_scalar,
-    ('numpy._core.multiarray', 'scalar'): _numpy_scalar,
-    ('_codecs', 'encode'): _encode,
-}

@@ -154,11 +154,16 @@ def sparsity(variables: dict) -> dict[str, dict[str, int | float]]:
     Each entry is {'kept', 'prunable', 'density'}, keyed by the layer's path joined with '/'.
     Without masks every kernel counts as kept.
     """
-    masks = flatten_dict(variables.get('masks', {}))
-    if not masks:
+    if 'masks' in variables:
+        masks = flatten_dict(variables['masks'])
+        counts = {'/'.join(p[:-1]): (int(m.astype(bool).sum()), m.size) for p, m in masks.items()}
+    else:
         params = flatten_dict(variables['params'])
-        masks = {p: jnp.ones(leaf.shape) for p, leaf in params.items() if is_kernel(p, leaf)}
-    counts = {'/'.join(p[:-1]): (int(m.astype(bool).sum()), m.size) for p, m in masks.items()}
+        counts = {
+            '/'.join(p[:-1]): (leaf.size, leaf.size)
+            for p, leaf in params.items()
+            if is_kernel(p, leaf)
+        }
     counts['total'] = tuple(map(sum, zip(*counts.values(), strict=True)))
     return {
         layer: {'kept': kept, 'prunable': size, 'density': kept / size}

@@ -1,48 +1,15 @@
-import collections
-import os
-import pickle
-import zipfile
-
 import golden
 import jax
-import ml_dtypes
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax import linen as nn
 
-from conversion import export_state_dict, import_state_dict, load_pth, save_pth, to_torch
-from conversion.names import TABLES
+from conversion import export_state_dict, import_state_dict
+from conversion.names import TABLES, conv, dense, flat_dense, norm
 from conversion.scores import top_mask
-from conversion.to_torch import export_checkpoint
-from robustprune_jax import checkpoint
-from robustprune_jax.masks import apply_masks, topk_masks
-from robustprune_jax.models import create_model
+from robustprune_jax.masks import effective_params, kept_count, topk_masks
 
 MASKED = [arch for arch in TABLES if 'kept' in golden.ARCHITECTURES[arch]]
-
-
-def assert_same_state_dict(found, expected):
-    assert list(found) == list(expected)
-    for name, array in expected.items():
-        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
-        assert found[name].tobytes() == array.tobytes(), name
-
-
-def apply(arch, variables, images):
-    """Logits in eval mode, masks applied."""
-    module = create_model(arch, golden_classes(arch), mean=None, std=None)
-    params = apply_masks(variables['params'], variables.get('masks', {}))
-    used = {'params': params, 'batch_stats': variables.get('batch_stats', {})}
-    return np.asarray(_apply(module, used, images))
-
-
-_apply = jax.jit(
-    lambda module, variables, images: module.apply(variables, images), static_argnums=0
-)
-
-
-def golden_classes(arch):
-    return list(golden.recorded_shapes(arch).values())[-1][0]
 
 
 def assert_recorded(logits, recorded):
@@ -56,27 +23,51 @@ def test_imported_networks_give_the_recorded_logits(arch):
     record = golden.ARCHITECTURES[arch]
     images = golden.formula_images(tuple(record['input']))
     variables = import_state_dict(golden.formula_state_dict(arch), arch)
-    assert_recorded(apply(arch, variables, images), record['logits'])
+    assert_recorded(golden.logits(arch, variables, images), record['logits'])
     if arch not in MASKED:
         return
     masked = golden.formula_state_dict(arch, 'subnet')
     for density, logits in record['masked_logits'].items():
         variables = import_state_dict(masked, arch, density=float(density))
-        assert_recorded(apply(arch, variables, images), logits)
+        assert_recorded(golden.logits(arch, variables, images), logits)
+
+
+def distinct_state_dict(arch, layout):
+    """A state dict of the recorded names and shapes, every element another; quicker to make."""
+    state_dict, start = {}, 1
+    for name, shape in golden.recorded_shapes(arch, layout).items():
+        size = int(np.prod(shape))
+        dtype = np.int64 if name.endswith('num_batches_tracked') else np.float32
+        state_dict[name] = np.arange(start, start + size, dtype=np.int64).astype(dtype)
+        state_dict[name] = state_dict[name].reshape(shape)
+        start += size
+    return state_dict
 
 
 @pytest.mark.parametrize('arch', TABLES)
 def test_export_undoes_import_bit_for_bit(arch):
     """Names, their order, shapes and values; with scores and without."""
-    state_dict = golden.formula_state_dict(arch)
-    assert_same_state_dict(export_state_dict(import_state_dict(state_dict, arch), arch), state_dict)
+    state_dict = distinct_state_dict(arch, 'dense')
+    variables = import_state_dict(state_dict, arch)
+    golden.assert_same_state_dict(export_state_dict(variables, arch), state_dict)
     if arch in MASKED:
-        state_dict = golden.formula_state_dict(arch, 'subnet')
-        variables = import_state_dict(state_dict, arch, density=0.1)
-        assert_same_state_dict(export_state_dict(variables, arch, layout='subnet'), state_dict)
+        state_dict = distinct_state_dict(arch, 'subnet')
+        variables = import_state_dict(state_dict, arch, density=1.0)
+        exported = export_state_dict(variables, arch, layout='subnet')
+        golden.assert_same_state_dict(exported, state_dict)
 
 
 @pytest.mark.parametrize('arch', MASKED)
+def test_kept_counts_are_the_recorded_ones(arch):
+    shapes = golden.recorded_shapes(arch)
+    for density, kept in golden.ARCHITECTURES[arch]['kept'].items():
+        counts = {
+            layer: kept_count(np.prod(shapes[f'{layer}.weight']), float(density)) for layer in kept
+        }
+        assert counts == kept, density
+
+
+@pytest.mark.parametrize('arch', ['mnist_model', 'vgg4_bn', 'wrn_28_1'])
 def test_dense_export_keeps_the_recorded_counts(arch):
     state_dict = golden.formula_state_dict(arch, 'subnet')
     for density, kept in golden.ARCHITECTURES[arch]['kept'].items():
@@ -100,21 +91,20 @@ def test_networks_born_here_get_what_torch_registers():
     del variables['unused']
     exported = export_state_dict(variables, 'wrn_28_1')
     assert list(exported) == list(golden.recorded_shapes('wrn_28_1'))
-    assert_same_state_dict(export_state_dict(variables, 'wrn_28_1'), exported)
+    golden.assert_same_state_dict(export_state_dict(variables, 'wrn_28_1'), exported)
     dead = exported['sub_block1.layer.0.conv2.weight']
     assert abs(dead.std() / np.sqrt(2 / (9 * 16)) - 1) < 0.1
     assert (exported['sub_block1.layer.3.bn1.running_var'] == 1).all()
     count = exported['bn1.num_batches_tracked']
     assert (count.dtype, count.shape, count) == (np.int64, (), 0)
 
-    masks = topk_masks(
-        {'block1_layer0': {'conv2': variables['params']['block1_layer0']['conv2']}}, 0.1
-    )
+    kernel = variables['params']['block1_layer0']['conv2']['kernel']
+    masks = {'block1_layer0': {'conv2': {'kernel': top_mask(kernel, 231)}}}
     exported = export_state_dict({**variables, 'masks': masks}, 'wrn_28_1')
     for block in ('block1', 'sub_block1'):
         assert np.count_nonzero(exported[f'{block}.layer.0.conv2.weight']) == 231
     again = import_state_dict(exported, 'wrn_28_1', num_classes=10)
-    assert_same_state_dict(export_state_dict(again, 'wrn_28_1'), exported)
+    golden.assert_same_state_dict(export_state_dict(again, 'wrn_28_1'), exported)
 
 
 def test_data_parallel_prefixes_and_absent_counterparts():
@@ -138,7 +128,8 @@ def test_data_parallel_prefixes_and_absent_counterparts():
         (lambda s: s.update({'5.weight': np.zeros((100, 2049))}), {}, r'expected \(100, 2048\)'),
         (lambda s: s['2.bias'].fill(np.nan), {}, 'NaN or infinity in 2.bias'),
         (lambda s: None, {'num_classes': 100}, 'has 10 classes, not 100'),
-        (lambda s: None, {'density': 0.1}, 'no popup_scores'),
+        (lambda s: None, {'density': 0.1}, '768 non-zero weights, and density 0.1 keeps 77'),
+        (lambda s: s.update({'normalize.mean': np.zeros((1, 3, 1, 1))}), {}, 'here it is None'),
     ],
 )
 def test_bad_state_dicts_are_named(change, options, message):
@@ -166,198 +157,124 @@ def test_variables_of_another_network_are_refused():
         export_state_dict(variables, 'cifar_model', layout='subnet')
 
 
-# ---- files ----
+@pytest.mark.parametrize('value', [0.0, 0.25])
+def test_subnet_export_separates_ties(value):
+    """Whatever order a sort leaves equal scores in, it finds the mask that we have."""
+    state_dict = golden.formula_state_dict('mnist_model', 'subnet')
+    scores = state_dict['5.popup_scores']
+    scores[np.abs(scores) < 0.25] = value
+    scores[::2] *= -1
+    variables = import_state_dict(state_dict, 'mnist_model', density=0.9)
+    with pytest.warns(UserWarning, match=r'scores tie with .* \(dense1/kernel\)'):
+        exported = export_state_dict(variables, 'mnist_model', layout='subnet')
+    moved = exported['5.popup_scores']
+    np.testing.assert_allclose(moved, scores, rtol=1e-6, atol=1e-37)
+    mask = export_state_dict(variables, 'mnist_model')['5.weight'] != 0
+    pruned = int((1 - 0.9) * mask.size)
+    for order in (1, -1):
+        ranked = np.argsort(np.abs(moved).ravel()[::order], kind='stable')
+        found = np.ones(mask.size, bool)
+        found[ranked[:pruned]] = False
+        np.testing.assert_array_equal(found[::order].reshape(mask.shape), mask)
 
 
-def contents():
-    return {
-        'epoch': 3,
-        'arch': 'a name, é',
-        'state_dict': collections.OrderedDict(
-            weight=np.arange(24, dtype=np.float32).reshape(2, 3, 4).transpose(2, 0, 1),
-            tracked=np.array(7),
-            empty=np.zeros((0, 3)),
-            half=np.arange(5).astype(ml_dtypes.bfloat16),
-            flags=np.array([True, False]),
-        ),
-        'best_prec1': 88.97,
-        'optimizer': {'groups': [1, -(2**70), (None, True), {}]},
-    }
+def test_masks_that_scores_cannot_express_are_refused():
+    state_dict = golden.formula_state_dict('mnist_model', 'subnet')
+    variables = import_state_dict(state_dict, 'mnist_model', density=0.1)
+    variables['masks']['dense2']['kernel'] = 1 - variables['masks']['dense2']['kernel']
+    with pytest.raises(ValueError, match='mask of dense2/kernel is not that of its largest'):
+        export_state_dict(variables, 'mnist_model', layout='subnet')
 
 
-def assert_same_tree(found, expected):
-    if isinstance(expected, np.ndarray):
-        assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
-        np.testing.assert_array_equal(found, expected)
-    elif isinstance(expected, dict):
-        assert list(found) == list(expected) and type(found) is type(expected)
-        for key in expected:
-            assert_same_tree(found[key], expected[key])
-    else:
-        assert found == expected and type(found) is type(expected)
-
-
-def test_files_are_read_back_as_written(tmp_path):
-    save_pth(tmp_path / 'a.pth.tar', contents())
-    assert_same_tree(load_pth(tmp_path / 'a.pth.tar'), contents())
-    assert os.listdir(tmp_path) == ['a.pth.tar']
-
-
-@pytest.mark.parametrize('mmap', [False, True])
-def test_torch_reads_our_files(tmp_path, mmap):
-    torch = pytest.importorskip('torch')
-    save_pth(tmp_path / 'a.pth.tar', contents())
-    loaded = torch.load(tmp_path / 'a.pth.tar', weights_only=True, mmap=mmap)
-    half = loaded['state_dict'].pop('half')
-    assert half.dtype == torch.bfloat16 and half.float().tolist() == [0, 1, 2, 3, 4]
-    loaded['state_dict'] = collections.OrderedDict(
-        (name, tensor.numpy()) for name, tensor in loaded['state_dict'].items()
-    )
-    expected = contents()
-    del expected['state_dict']['half']
-    assert_same_tree(loaded, expected)
-
-
-def test_we_read_torchs_files(tmp_path):
-    """Views, shared storage, parameters, and the numpy scalars that the original's files hold."""
-    torch = pytest.importorskip('torch')
-    base = torch.arange(12.0).reshape(3, 4)
-    layer = torch.nn.BatchNorm1d(4)
-    optimizer = torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9)
-    layer(base).square().sum().backward()
-    optimizer.step()
-    torch.save(
-        {
-            'state_dict': layer.state_dict(),
-            'optimizer': optimizer.state_dict(),
-            'best_prec1': np.float64(3.5),
-            'transposed': base.t()[1:, 1:],
-            'parameter': torch.nn.Parameter(base[:, ::2]),
-            'half': torch.ones(3, dtype=torch.bfloat16),
-            'bytes': b'\x00\xff',
-        },
-        tmp_path / 'a.pth',
-    )
-    loaded = load_pth(tmp_path / 'a.pth')
-    np.testing.assert_array_equal(loaded['transposed'], base.numpy().T[1:, 1:])
-    np.testing.assert_array_equal(loaded['parameter'], base.numpy()[:, ::2])
-    assert loaded['transposed'].base is not None and loaded['half'].dtype == ml_dtypes.bfloat16
-    assert loaded['best_prec1'] == 3.5 and loaded['bytes'] == b'\x00\xff'
-    assert loaded['state_dict']['num_batches_tracked'].shape == ()
-    buffer = optimizer.state_dict()['state'][0]['momentum_buffer'].numpy()
-    np.testing.assert_array_equal(loaded['optimizer']['state'][0]['momentum_buffer'], buffer)
-
-
-def zip_of(path, data_pkl):
-    with zipfile.ZipFile(path, 'w') as archive:
-        archive.writestr('archive/data.pkl', data_pkl)
-        archive.writestr('archive/data/0', bytes(16))
-    return path
-
-
-def test_pickle_bombs_are_refused_unexecuted(tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / 'boom'),)
-
-    path = zip_of(tmp_path / 'a.pth', pickle.dumps({'state_dict': Bomb()}, protocol=2))
-    with pytest.raises(ValueError, match=r'a\.pth: the file asks for posix\.mkdir, which is'):
-        load_pth(path)
-    assert not (tmp_path / 'boom').exists()
-
-
-def test_tensors_cannot_reach_beyond_their_storage(tmp_path):
-    tensor = (
-        b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n'
-        b'X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQK\x01K\x04\x85K\x01\x85\x89}tR.'
-    )
-    with pytest.raises(ValueError, match='reaches beyond its storage'):
-        load_pth(zip_of(tmp_path / 'a.pth', tensor))
-    np.testing.assert_array_equal(
-        load_pth(zip_of(tmp_path / 'a.pth', tensor.replace(b'K\x04\x85', b'K\x03\x85'))),
-        np.zeros(3),
-    )
-
-
-def test_damaged_files_give_one_clear_error(tmp_path):
-    path = tmp_path / 'a.pth'
-    save_pth(path, contents())
-    whole = path.read_bytes()
-    for damaged in (whole[: len(whole) // 2], b'', b'not a checkpoint'):
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r'a\.pth is truncated, or is no PyTorch checkpoint'):
-            load_pth(path)
-    path.write_bytes(whole.replace(np.float32(23).tobytes(), np.float32(22).tobytes()))
-    with pytest.raises(ValueError, match=r'a\.pth is damaged'):
-        load_pth(path)
-
-
-@pytest.mark.parametrize(
-    ('value', 'message'),
-    [
-        ({'a': [object()]}, r"checkpoint\['a'\]\[0\] is a object"),
-        ({'a': np.zeros(2, np.complex64)}, r"checkpoint\['a'\] has dtype complex64"),
-    ],
-)
-def test_what_cannot_be_written_is_named_and_leaves_no_file(tmp_path, value, message):
-    with pytest.raises(ValueError, match=message):
-        save_pth(tmp_path / 'a.pth', value)
-    assert os.listdir(tmp_path) == []
-
-
-# ---- networks in files ----
-
-
-def torch_mnist_model():
-    from torch import nn
-
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(),
-        nn.Flatten(), nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10),
-    )  # fmt: skip
-
-
-def test_exported_network_computes_the_same_in_plain_torch(tmp_path):
-    torch = pytest.importorskip('torch')
-    images = np.random.default_rng(0).random((4, 28, 28, 1), np.float32)
-    variables = create_model('mnist_model').init(jax.random.key(0, impl='rbg'), images)
-    variables['masks'] = topk_masks(
-        {layer: {'kernel': leaves['kernel']} for layer, leaves in variables['params'].items()}, 0.05
-    )
-    meta = {'arch': 'mnist_model', 'epoch': 8}
-    summary = export_checkpoint(variables, meta, tmp_path / 'a.pth.tar')
-    assert summary['tensors'] == 8 and summary['parameters'] == 166_406
-    assert summary['kept'] == 8313 and summary['bytes'] == os.path.getsize(tmp_path / 'a.pth.tar')
-
-    saved = torch.load(tmp_path / 'a.pth.tar', weights_only=True)
-    assert list(saved) == ['epoch', 'arch', 'state_dict', 'best_prec1', 'optimizer']
-    network = torch_mnist_model()
-    network.load_state_dict(saved['state_dict'], strict=True)
-    expected = network(torch.tensor(images.transpose(0, 3, 1, 2))).detach().numpy()
-    assert sum(int((p != 0).sum()) for p in network.parameters() if p.ndim > 1) == 8313
-    logits = apply('mnist_model', variables, images)
-    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
-
-
-def test_masked_batch_norm_network_survives_the_file(tmp_path):
+def test_dense_checkpoints_bring_the_masks_of_their_zeros():
     state_dict = golden.formula_state_dict('vgg2_bn', 'subnet')
-    variables = import_state_dict(state_dict, 'vgg2_bn', density=0.1)
-    export_checkpoint(variables, {'arch': 'vgg2_bn'}, tmp_path / 'a.pth.tar', layout='subnet')
-    loaded = load_pth(tmp_path / 'a.pth.tar')['state_dict']
-    again = import_state_dict(loaded, 'vgg2_bn', density=0.1)
-    same = jax.tree.map(np.array_equal, variables, again)
-    assert all(flatten_dict(same).values())
+    masked = import_state_dict(state_dict, 'vgg2_bn', density=0.1)
+    variables = import_state_dict(export_state_dict(masked, 'vgg2_bn'), 'vgg2_bn', density=0.1)
+    assert 'scores' not in variables
+    same = jax.tree.map(np.array_equal, variables['masks'], masked['masks'])
+    assert all(jax.tree.leaves(same))
 
 
-def test_to_torch_writes_a_checkpoint_and_says_what(tmp_path, capsys):
-    state_dict = golden.formula_state_dict('wrn_28_1', 'subnet')
-    variables = import_state_dict(state_dict, 'wrn_28_1', density=0.05)
-    meta = {'arch': 'wrn_28_1', 'num_classes': 10, 'phase': 'prune', 'density': 0.05}
-    checkpoint.save_network(tmp_path / 'run', variables, meta)
-    out = tmp_path / 'a.pth.tar'
-    to_torch.main(['--checkpoint', f'{tmp_path / "run"}', '--out', f'{out}', '--layout', 'subnet'])
-    assert_same_state_dict(load_pth(out)['state_dict'], state_dict)
-    printed = capsys.readouterr().out
-    assert 'wrn_28_1, subnet layout, 238 tensors, 388,186 parameters, density 0.05' in printed
-    with pytest.raises(SystemExit, match='to_torch: no checkpoint in'):
-        to_torch.main(['--checkpoint', f'{tmp_path / "none"}', '--out', f'{out}'])
+# ---- targets ----
+
+
+def test_targets_take_their_own_architectures():
+    variables = import_state_dict(golden.formula_state_dict('vgg2'), 'vgg2')
+    with pytest.raises(ValueError, match='takes resnet18, vgg16_bn, not vgg2'):
+        export_state_dict(variables, 'vgg2', target='benchmark')
+    variables = import_state_dict(golden.formula_state_dict('ResNet18'), 'ResNet18')
+    with pytest.raises(ValueError, match='takes layout dense, not subnet'):
+        export_state_dict(variables, 'ResNet18', target='torchvision', layout='subnet')
+
+
+def test_robustbench_normalises_in_a_wrapper():
+    state_dict = golden.formula_state_dict('ResNet18')
+    exported = export_state_dict(
+        import_state_dict(state_dict, 'ResNet18'), 'ResNet18', target='robustbench'
+    )
+    assert list(exported)[:3] == ['normalize.mean', 'normalize.std', 'model.conv1.weight']
+    assert exported['normalize.std'].shape == (1, 3, 1, 1)
+    parallel = {f'module.{name}': array for name, array in exported.items()}
+    again = import_state_dict(parallel, 'ResNet18')
+    golden.assert_same_state_dict(export_state_dict(again, 'ResNet18'), state_dict)
+    exported['normalize.mean'] += 0.1
+    with pytest.raises(ValueError, match='the file normalises images by mean'):
+        import_state_dict(exported, 'ResNet18')
+
+
+# ---- a network of one's own ----
+
+
+class Own(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Conv(8, (3, 3), name='c')(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, epsilon=1e-5, name='n')(x))
+        x = nn.Dense(16, name='d')(x.reshape(len(x), -1))
+        return nn.Dense(5, name='e')(nn.relu(x))
+
+
+OWN_TABLE = [
+    conv('0', 'c', bias=True),
+    norm('1', 'n'),
+    flat_dense('4', 'd', channels=8),
+    dense('6', 'e'),
+]
+
+
+def own_variables():
+    images = np.random.default_rng(0).random((2, 6, 6, 3), np.float32)
+    variables = jax.jit(Own().init)(jax.random.key(0, impl='rbg'), images)
+    scores = {name: {'kernel': variables['params'][name]['kernel']} for name in 'cde'}
+    masks = jax.tree.map(lambda array: top_mask(array, array.size // 2), scores)
+    return images, {**variables, 'scores': scores, 'masks': masks}
+
+
+def test_own_network_with_a_name_table():
+    torch = pytest.importorskip('torch')
+    images, variables = own_variables()
+    state_dict = export_state_dict(variables, OWN_TABLE)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, 1, 1), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
+        torch.nn.Flatten(), torch.nn.Linear(288, 16), torch.nn.ReLU(), torch.nn.Linear(16, 5),
+    )  # fmt: skip
+    tensors = {name: torch.tensor(np.ascontiguousarray(a)) for name, a in state_dict.items()}
+    network.load_state_dict(tensors, strict=True)
+    network.eval()
+    found = network(torch.tensor(images.transpose(0, 3, 1, 2))).detach().numpy()
+    expected = Own().apply({**variables, 'params': effective_params(variables)}, images)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    again = import_state_dict(state_dict, OWN_TABLE, density=0.5)
+    golden.assert_same_state_dict(export_state_dict(again, OWN_TABLE), state_dict)
+    with pytest.raises(ValueError, match=r'not a state dict of the name table: missing 6\.weight'):
+        import_state_dict({k: a for k, a in state_dict.items() if k != '6.weight'}, OWN_TABLE)
+
+
+def test_own_network_without_a_name_table():
+    _, variables = own_variables()
+    exported = export_state_dict(variables, None, layout='subnet')
+    shapes = {name: array.shape for name, array in exported.items()}
+    assert shapes['c/kernel'] == shapes['c/popup_scores'] == (8, 3, 3, 3)
+    assert shapes['d/kernel'] == (16, 288) and shapes['n/mean'] == (8,)
+    dense_kernel = export_state_dict(variables, None)['e/kernel']
+    assert np.count_nonzero(dense_kernel) == 40

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from robustprune_jax.models import MODELS, create_model
+from robustprune_jax.models import MODELS, create_model, resnet
 
 
 def initial(arch, size=32, channels=3, **kw):
@@ -81,6 +81,28 @@ def test_wrn_initial_distributions():
     assert not params['fc/bias'].any()
 
 
+def test_resnet_initial_distributions():
+    """The CIFAR networks start as torch does by default, those for ImageNet with kaiming_normal."""
+    for arch, assert_kernel, bound in (
+        ('resnet50', assert_uniform, lambda kernel: fan_in(kernel) ** -0.5),
+        ('ResNet50', assert_normal, lambda kernel: math.sqrt(2 / fan_out(kernel))),
+    ):
+        block = resnet.Block(64, 2, True, create_model(arch).conv_init)
+        images = jnp.zeros((1, 4, 4, 64))
+        variables = jax.jit(block.init, static_argnums=2)(
+            jax.random.key(0, impl='rbg'), images, False
+        )
+        for layer in ('conv2', 'shortcut_conv'):
+            kernel = np.asarray(variables['params'][layer]['kernel'])
+            assert_kernel(kernel, bound(kernel))
+
+
+def test_imagenet_networks_normalise_unless_told_otherwise():
+    assert create_model('ResNet50').mean == resnet.IMAGENET_MEAN
+    assert create_model('ResNet50', mean=None, std=None).mean is None
+    assert create_model('resnet50').mean is None
+
+
 @pytest.mark.parametrize('arch', MODELS)
 def test_classes_and_hashing(arch):
     module = create_model(arch, num_classes=7)
@@ -98,7 +120,7 @@ def test_normalisation_is_part_of_the_model():
         create_model('cifar_model', mean=mean, std=std),
     )
     images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
-    variables = plain.init(jax.random.key(1, impl='rbg'), images)
+    variables = jax.jit(plain.init)(jax.random.key(1, impl='rbg'), images)
     expected = plain.apply(variables, (images - np.array(mean)) / np.array(std))
     np.testing.assert_allclose(normalising.apply(variables, images), expected, atol=1e-6)
     with pytest.raises(ValueError, match='each of 3 channels'):
@@ -109,7 +131,7 @@ def test_batch_norm_follows_torchs_constants():
     """Training normalises by the batch and moves the statistics a tenth of the way."""
     module = create_model('vgg2_bn')
     images = jax.random.uniform(jax.random.key(0), (16, 8, 8, 3))
-    variables = module.init(jax.random.key(1, impl='rbg'), images)
+    variables = jax.jit(module.init)(jax.random.key(1, impl='rbg'), images)
     logits, state = module.apply(variables, images, train=True, mutable=['batch_stats'])
     features = jax.lax.conv_general_dilated(
         images, variables['params']['conv1']['kernel'], (1, 1), ((1, 1), (1, 1)),
@@ -132,6 +154,8 @@ def test_unknown_architecture_names_the_nearest():
         ('vgg16_bn', 28, 'vgg16_bn: images of 28x28 .* multiples of 32'),
         ('vgg4', 12, 'vgg4: images of 12x12 .* multiples of 8'),
         ('wrn_28_4', 3, 'wrn_28_4: images of 3x3 are too small'),
+        ('resnet34', 7, 'resnet34: images of 7x7 are too small'),
+        ('ResNet18', 28, 'ResNet18: images of 28x28 are too small; both sides must be at least 32'),
     ],
 )
 def test_impossible_image_sizes_are_named(arch, size, message):

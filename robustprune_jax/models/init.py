@@ -5,6 +5,8 @@ output unit, in_channels * kernel area; `fan_out` is out_channels * kernel area.
 here is a function of the layer's fan_in, because PyTorch's default draws biases from it.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax.linen import initializers
@@ -17,8 +19,7 @@ small_normal = initializers.normal(0.01)
 
 def signed_constant(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
     """Returns +-sqrt(2 / fan_in), the sign of every entry drawn at random."""
-    fan_in = jnp.prod(jnp.array(shape[:-1]))
-    return jax.random.rademacher(key, shape, dtype) * jnp.sqrt(2 / fan_in).astype(dtype)
+    return jax.random.rademacher(key, shape, dtype) * math.sqrt(2 / math.prod(shape[:-1]))
 
 
 def zero_bias(fan_in: int):

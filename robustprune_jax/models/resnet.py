@@ -1,4 +1,4 @@
-"""Residual networks: for CIFAR-sized images (resnet18 ...), ImageNet (ResNet18 ...), and a plain one."""
+"""Residual networks for CIFAR (resnet18 ...) and ImageNet (ResNet18 ...), and a plain one."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,0 +1,62 @@
+"""Checkpoint files by their suffix: PyTorch's own formats, and safetensors."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from .torch_format import load_pth, save_pth, temporary_file
+
+# Where training code keeps the state dict in its file, in the order in which we look.
+_STATE_DICT_KEYS = ('state_dict', 'net', 'model', 'model_state_dict')
+
+
+def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict]:
+    """Returns (state dict, the file's other fields, such as 'arch' and 'epoch').
+
+    Takes .safetensors, and PyTorch files (.pth, .pt, .pth.tar, of any version) that hold a state
+    dict, bare or among other fields. Raises ValueError in one line for anything else.
+    """
+    if Path(path).suffix == '.safetensors':
+        try:
+            with safetensors.safe_open(path, framework='numpy') as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        except safetensors.SafetensorError as error:
+            raise ValueError(f'{path} is no safetensors file, or damaged: {error}') from None
+    content = load_pth(path)
+    if not isinstance(content, dict):
+        raise ValueError(f'{path} holds a {type(content).__name__}, not a state dict')
+    for key in _STATE_DICT_KEYS:
+        if isinstance(content.get(key), dict):
+            fields = {name: value for name, value in content.items() if name != key}
+            return _arrays(content[key], path), fields
+    return _arrays(content, path), {}
+
+
+def write_checkpoint(
+    path: str | os.PathLike, state_dict: dict[str, np.ndarray], fields: dict, *, bare: bool = False
+) -> None:
+    """Writes a network to `path`: .safetensors, or else a PyTorch file. The file appears whole.
+
+    fields: what the file says beside the state dict, str, int or float; in a safetensors file as
+    text. bare: a PyTorch file of the state dict alone.
+    """
+    if Path(path).suffix != '.safetensors':
+        save_pth(path, state_dict if bare else {**fields, 'state_dict': state_dict})
+        return
+    # safetensors writes an array's memory as it lies, whatever its strides
+    tensors = {k: np.ascontiguousarray(a).reshape(a.shape) for k, a in state_dict.items()}
+    texts = {name: str(v) for name, v in fields.items() if isinstance(v, str | int | float)}
+    with temporary_file(path) as temporary:
+        safetensors.numpy.save_file(tensors, temporary, texts | {'format': 'pt'})
+
+
+def _arrays(state_dict, path):
+    others = [name for name, value in state_dict.items() if not isinstance(value, np.ndarray)]
+    if others or not state_dict:
+        raise ValueError(
+            f'{path} holds no state dict: {", ".join(map(str, others[:3])) or "empty"}'
+        )
+    return state_dict

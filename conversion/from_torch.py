@@ -1,0 +1,105 @@
+"""Makes a checkpoint of a PyTorch file, for `--config.source` of main.py:
+
+python -m conversion.from_torch --pth FILE --out DIR [--arch NAME] [--density K]
+"""
+
+import argparse
+import math
+import os
+import sys
+
+from robustprune_jax import checkpoint
+
+from .files import read_checkpoint
+from .fit import count_channels, count_classes, likely_architectures
+from .names import TABLES
+from .state_dict import import_state_dict
+from .summary import line, summarise
+from .targets import unwrapped
+
+PHASES = ('pretrain', 'prune', 'finetune', 'lwm')
+
+
+def import_checkpoint(
+    path: str | os.PathLike,
+    *,
+    arch: str | None = None,
+    num_classes: int | None = None,
+    density: float | None = None,
+    phase: str | None = None,
+    image_size: int | None = None,
+) -> tuple[dict, dict, dict]:
+    """Returns (variables, meta, summary) of the network in a PyTorch or safetensors file.
+
+    arch: default: the one that the file names, or else the only one that its tensors fit.
+    density: the kept fraction; masked checkpoints need it, and of dense ones it makes the masks.
+    phase: what the network comes from; default: finetune where it is pruned, pretrain elsewhere.
+    image_size: pixels; default: what the first dense layer needs, else 224 for ImageNet's
+    architectures and 32 for the others.
+    meta is what checkpoint.save_network needs; the summary is that of conversion.summary.
+    Raises ValueError where the file is not a network of `arch`, or fits several architectures.
+    """
+    contents, fields = read_checkpoint(path)
+    state_dict, _ = unwrapped(contents)
+    arch = arch or _find_arch(state_dict, fields)
+    variables = import_state_dict(contents, arch, num_classes=num_classes, density=density)
+    pruned = density is not None and density < 1
+    size = image_size or _image_size(state_dict, arch)
+    meta = {
+        'arch': arch,
+        'num_classes': count_classes(state_dict, arch),
+        'image_shape': [size, size, count_channels(state_dict, arch)],
+        'phase': phase or ('finetune' if pruned else 'pretrain'),
+        'density': density if pruned else None,
+        'epoch': int(fields.get('epoch', 0)),
+    }
+    return variables, meta, summarise(path, arch, state_dict, variables)
+
+
+def _find_arch(state_dict, fields):
+    if fields.get('arch') in TABLES:
+        return fields['arch']
+    likely = likely_architectures(state_dict)
+    if len(likely) != 1:
+        found = f'fit {" and ".join(likely)}' if likely else 'fit no known architecture'
+        raise ValueError(f'the tensors {found}: give --arch')
+    return likely[0]
+
+
+def _image_size(state_dict, arch):
+    for layer in TABLES[arch]:
+        if layer.kind == 'flatten' and layer.pixels is None:
+            width = state_dict[f'{layer.torch}.weight'].shape[1]
+            channels = layer.channels or count_channels(state_dict, arch)
+            # All of these halve the image twice, but for the linear ones.
+            return math.isqrt(width // channels) * (1 if layer.channels is None else 4)
+    return 224 if arch.startswith('ResNet') else 32
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog='python -m conversion.from_torch', description=__doc__)
+    parser.add_argument('--pth', required=True, help='.pth, .pth.tar, .pt or .safetensors')
+    parser.add_argument('--out', required=True, help='the checkpoint folder to write')
+    parser.add_argument('--arch', help='default: found from the file')
+    parser.add_argument('--density', type=float, help='the fraction of weights kept')
+    parser.add_argument('--num_classes', type=int, help='checked where given')
+    parser.add_argument('--phase', choices=PHASES, help='default: finetune if pruned, or pretrain')
+    parser.add_argument('--image_size', type=int, help='pixels; default: from the architecture')
+    args = parser.parse_args(argv)
+    try:
+        variables, meta, summary = import_checkpoint(
+            args.pth, arch=args.arch, num_classes=args.num_classes, density=args.density,
+            phase=args.phase, image_size=args.image_size,
+        )  # fmt: skip
+        checkpoint.save_network(args.out, variables, meta)
+    except (ValueError, OSError) as error:
+        sys.exit(f'from_torch: {error}')
+    height, width, channels = meta['image_shape']
+    print(
+        f'{args.out}: {line(summary)} in {args.pth}; a checkpoint of phase {meta["phase"]}, '
+        f'{meta["num_classes"]} classes, images {height}x{width}x{channels}'
+    )
+
+
+if __name__ == '__main__':
+    main()

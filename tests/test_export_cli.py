@@ -1,0 +1,158 @@
+import json
+import os
+
+import golden
+import jax
+import numpy as np
+import pytest
+
+from conversion import from_torch, import_state_dict, load_pth, save_pth, to_torch
+from conversion.files import read_checkpoint
+from conversion.from_torch import import_checkpoint
+from conversion.to_torch import export_checkpoint
+from robustprune_jax import checkpoint
+
+
+def torch_mnist_model():
+    from torch import nn
+
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10),
+    )  # fmt: skip
+
+
+def test_exported_network_computes_the_same_in_plain_torch(tmp_path):
+    torch = pytest.importorskip('torch')
+    images = np.random.default_rng(0).random((4, 28, 28, 1), np.float32)
+    state_dict = golden.formula_state_dict('mnist_model', 'subnet')
+    variables = import_state_dict(state_dict, 'mnist_model', density=0.05)
+    meta = {'arch': 'mnist_model', 'epoch': 8}
+    summary = export_checkpoint(variables, meta, tmp_path / 'a.pth.tar')
+    assert summary['tensors'] == 8 and summary['parameters'] == 166_406
+    assert summary['kept'] == 8313 and summary['bytes'] == os.path.getsize(tmp_path / 'a.pth.tar')
+
+    saved = torch.load(tmp_path / 'a.pth.tar', weights_only=True)
+    assert set(saved) == {'epoch', 'arch', 'state_dict', 'best_prec1', 'optimizer'}
+    network = torch_mnist_model()
+    network.load_state_dict(saved['state_dict'], strict=True)
+    expected = network(torch.tensor(images.transpose(0, 3, 1, 2))).detach().numpy()
+    assert sum(int((p != 0).sum()) for p in network.parameters() if p.ndim > 1) == 8313
+    logits = golden.logits('mnist_model', variables, images)
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_masked_batch_norm_network_survives_the_file(tmp_path):
+    state_dict = golden.formula_state_dict('vgg2_bn', 'subnet')
+    variables = import_state_dict(state_dict, 'vgg2_bn', density=0.1)
+    export_checkpoint(variables, {'arch': 'vgg2_bn'}, tmp_path / 'a.pth.tar', layout='subnet')
+    loaded = load_pth(tmp_path / 'a.pth.tar')['state_dict']
+    again = import_state_dict(loaded, 'vgg2_bn', density=0.1)
+    same = jax.tree.map(np.array_equal, variables, again)
+    assert all(jax.tree.leaves(same))
+
+
+def test_to_torch_writes_a_checkpoint_and_says_what(tmp_path, capsys):
+    state_dict = golden.formula_state_dict('wrn_28_1', 'subnet')
+    variables = import_state_dict(state_dict, 'wrn_28_1', density=0.05)
+    meta = {'arch': 'wrn_28_1', 'num_classes': 10, 'phase': 'prune', 'density': 0.05}
+    checkpoint.save_network(tmp_path / 'run', variables, meta)
+    out = tmp_path / 'a.pth.tar'
+    to_torch.main(['--checkpoint', f'{tmp_path / "run"}', '--out', f'{out}', '--layout', 'subnet'])
+    golden.assert_same_state_dict(load_pth(out)['state_dict'], state_dict)
+    printed = capsys.readouterr().out
+    assert 'wrn_28_1, 238 tensors, 388,186 parameters, density 0.05004 (' in printed
+    assert f'{out.stat().st_size:,} bytes, subnet layout for hydra' in printed
+    with pytest.raises(SystemExit, match='to_torch: no checkpoint in'):
+        to_torch.main(['--checkpoint', f'{tmp_path / "none"}', '--out', f'{out}'])
+
+
+def test_torchvisions_files_are_bare_state_dicts(tmp_path):
+    state_dict = golden.formula_state_dict('ResNet18')
+    variables = import_state_dict(state_dict, 'ResNet18')
+    meta = {'arch': 'ResNet18'}
+    export_checkpoint(variables, meta, tmp_path / 'a.pth', target='torchvision')
+    golden.assert_same_state_dict(load_pth(tmp_path / 'a.pth'), state_dict)
+
+
+def test_safetensors_files_say_the_same(tmp_path):
+    safetensors_torch = pytest.importorskip('safetensors.torch')
+    state_dict = golden.formula_state_dict('vgg2_bn')
+    variables = import_state_dict(state_dict, 'vgg2_bn')
+    meta = {'arch': 'vgg2_bn', 'epoch': 7}
+    export_checkpoint(variables, meta, tmp_path / 'a.safetensors')
+    found, fields = read_checkpoint(tmp_path / 'a.safetensors')
+    golden.assert_same_state_dict({name: found[name] for name in state_dict}, state_dict)
+    assert (fields['arch'], fields['epoch']) == ('vgg2_bn', '7')
+    tensors = safetensors_torch.load_file(tmp_path / 'a.safetensors')
+    np.testing.assert_array_equal(tensors['features.0.weight'], state_dict['features.0.weight'])
+    assert os.listdir(tmp_path) == ['a.safetensors']
+
+
+def test_a_network_of_ones_own_is_written_under_its_own_names(tmp_path):
+    variables = {'params': {'layer': {'kernel': np.ones((3, 2), np.float32), 'bias': np.ones(2)}}}
+    meta = {'arch': 'mine'}
+    export_checkpoint(variables, meta, tmp_path / 'a.pth')
+    assert list(load_pth(tmp_path / 'a.pth')['state_dict']) == ['layer/kernel', 'layer/bias']
+    (tmp_path / 'names.json').write_text(json.dumps([['fc', 'layer', 'dense', True]]))
+    names = to_torch.read_names(tmp_path / 'names.json')
+    export_checkpoint(variables, meta, tmp_path / 'a.pth', names=names)
+    assert list(load_pth(tmp_path / 'a.pth')['state_dict']) == ['fc.weight', 'fc.bias']
+    (tmp_path / 'names.json').write_text('{"fc": "layer"}')
+    with pytest.raises(ValueError, match=r'names\.json is no name table'):
+        to_torch.read_names(tmp_path / 'names.json')
+
+
+# ---- from_torch ----
+
+
+def test_from_torch_makes_a_checkpoint_that_evaluates_as_the_file(tmp_path, capsys):
+    state_dict = golden.formula_state_dict('wrn_28_1', 'subnet')
+    parallel = {f'module.{name}': array for name, array in state_dict.items()}
+    fields = {'epoch': 9, 'arch': 'wrn_28_1', 'state_dict': parallel, 'best_prec1': 57.2}
+    save_pth(tmp_path / 'a.pth.tar', fields)
+    out = f'{tmp_path / "imported"}'
+    from_torch.main(['--pth', f'{tmp_path / "a.pth.tar"}', '--density', '0.1', '--out', out])
+    printed = capsys.readouterr().out
+    assert 'wrn_28_1, 238 tensors, 388,186 parameters, density 0.1' in printed
+    assert 'a checkpoint of phase finetune, 10 classes, images 32x32x3' in printed
+
+    variables, meta = checkpoint.load(out)
+    assert meta['density'] == 0.1 and meta['image_shape'] == [32, 32, 3] and meta['epoch'] == 9
+    record = golden.ARCHITECTURES['wrn_28_1']
+    images = golden.formula_images(tuple(record['input']))
+    expected = np.array(record['masked_logits']['0.1']).reshape(2, 10)
+    found = golden.logits('wrn_28_1', variables, images)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ('arch', 'image_shape'),
+    [
+        ('vgg4_without_maxpool', [32, 32, 3]),
+        ('lin_2', [32, 32, 3]),
+        ('vgg2_bn', [32, 32, 3]),
+        ('ResNet18', [224, 224, 3]),
+    ],
+)
+def test_the_architecture_is_found_from_the_tensors(tmp_path, arch, image_shape):
+    save_pth(tmp_path / 'a.pt', golden.formula_state_dict(arch))
+    _, meta, _ = import_checkpoint(tmp_path / 'a.pt')
+    assert (meta['arch'], meta['image_shape']) == (arch, image_shape)
+    assert (meta['phase'], meta['density']) == ('pretrain', None)
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ({'0.weight': np.zeros((2, 3), np.float32)}, 'fit no known architecture: give --arch'),
+        (golden.formula_state_dict('lin_3'), 'fit lin_3 and lin_4: give --arch'),
+        ({'epoch': 3}, 'a.pth holds no state dict: epoch'),
+        ([1], 'a.pth holds a list, not a state dict'),
+    ],
+)
+def test_unfit_files_end_in_one_line(tmp_path, content, message):
+    save_pth(tmp_path / 'a.pth', content)
+    with pytest.raises(SystemExit, match=f'^from_torch: .*{message}$'):
+        from_torch.main(['--pth', f'{tmp_path / "a.pth"}', '--out', f'{tmp_path / "out"}'])
+    assert not (tmp_path / 'out').exists()
