@@ -17,6 +17,9 @@ from robustprune_jax.objectives import Objective, Progress
 from robustprune_jax.optim import trainable
 from robustprune_jax.sharding import replicated
 
+# XLA's weight gradients of convolutions on CPU are 2 to 4 times slower without it.
+CPU_OPTIONS = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_DOT'}
+
 
 @struct.dataclass
 class TrainState:
@@ -121,8 +124,13 @@ def train_step(
         state = TrainState(state.step + 1, variables, optimizer, carry, first_nan)
         return state, {'loss': loss, **metrics}
 
-    # Named, so that no compiler choice of layout recompiles the second step.
-    return jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        # Named, so that no compiler choice of layout recompiles the second step.
+        out_shardings=replicated(mesh),
+        compiler_options=CPU_OPTIONS if jax.default_backend() == 'cpu' else None,
+    )
 
 
 def with_masks(variables: dict, density: float | None) -> dict:
