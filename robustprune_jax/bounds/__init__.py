@@ -1,0 +1,162 @@
+"""Certified bounds on any logits function: no perturbation within eps lowers a margin below them.
+
+    lower = margins(logits_fn, images, labels, eps=0.1, method='crown_ibp')  # [B, K]
+    verified = jnp.sum(lower > 0, axis=1) == lower.shape[1] - 1
+
+The bounds hold for the network in exact arithmetic, up to the rounding of the bounds themselves:
+about 1e-6 of the largest term in float32, and 1e-15 with dtype=jnp.float64.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from robustprune_jax.bounds import linear
+from robustprune_jax.bounds.graph import Graph, build
+
+METHODS = ('ibp', 'crown_ibp', 'crown', 'symbolic')
+NORMS = ('linf', 'l2', 'l1')
+DEFAULT_MEMORY_GB = 2.0
+
+
+def margins(
+    logits_fn: Callable[[jax.Array], jax.Array],
+    images: jax.Array,
+    labels: jax.Array | None,
+    *,
+    eps: float | jax.Array,
+    method: str = 'crown_ibp',
+    norm: str = 'linf',
+    clip: tuple[float, float] | None = (0.0, 1.0),
+    spec: jax.Array | None = None,
+    dtype: jnp.dtype | None = None,
+    memory_gb: float | None = None,
+    num_classes: int | None = None,
+    engine: str = 'native',
+) -> jax.Array:
+    """Returns lower bounds of logit[y] - logit[j] over the ball, [B, K], 0 where j == y.
+
+    images: [B, H, W, C]; labels: [B]; eps: the ball's radius in pixel units, a number or [B]; the
+    ball, in `norm` ('linf', 'l2' or 'l1'), is cut to the box `clip`. The network must be in eval
+    mode, or have no BatchNorm. method:
+
+    - 'ibp': intervals (Gowal et al. 2018), the margins merged into the last layer;
+    - 'crown_ibp': backward linear bounds over interval bounds (Zhang et al. 2020);
+    - 'crown': the same, the bounds inside the network by it too (Zhang et al. 2018);
+    - 'symbolic': as 'crown' with parallel lines around relu: the zonotope's relaxation
+      (Fast-Lin, Weng et al. 2018), the original's symbolic intervals.
+
+    None of them is the tightest on every margin; the largest of several bounds is a bound.
+    spec: [S, K] or [B, S, K], gives bounds [B, S] of spec @ logits instead. dtype: what to
+    compute in, constants included; float64 needs jax_enable_x64. memory_gb: about what crown and
+    symbolic may use, 2 when None. num_classes: only the first so many logits are classes.
+    engine: 'native', or 'jax_verify' for ibp and crown_ibp (needs the extra `verify`).
+
+    Raises ValueError on settings or shapes that mean nothing, MemoryError when memory_gb does not
+    hold one row of a layer's bounds, NotImplementedError (with the line of the model) on an
+    operation that has no bound. Differentiable, and runs inside or outside `jit`.
+    """
+    images = jnp.asarray(images)
+    logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+    _check(images, eps, method, norm, clip, dtype, engine)
+    logits = jax.eval_shape(logits_fn, images).shape[-1]
+    of_labels = spec is None
+    if of_labels:
+        classes = num_classes or logits
+        if not 2 <= classes <= logits:
+            raise ValueError(f'num_classes is {num_classes}: the network has {logits} logits')
+        # K - 1 rows for an image: its own class needs none.
+        others = (jnp.asarray(labels)[:, None] + jnp.arange(1, classes)) % classes
+        spec = jax.nn.one_hot(labels, logits)[:, None] - jax.nn.one_hot(others, logits)
+    elif spec.shape[-1] != logits:
+        raise ValueError(f'spec has {spec.shape[-1]} columns: the network has {logits} logits')
+    eps = jnp.broadcast_to(jnp.asarray(eps, dtype or images.dtype), len(images))
+    spec = jnp.broadcast_to(jnp.asarray(spec), (len(images), *spec.shape[-2:]))
+    if engine == 'jax_verify':
+        raise NotImplementedError
+    lower = _native(
+        logits_fn, images, eps, spec, clip, method, norm, dtype, memory_gb or DEFAULT_MEMORY_GB
+    )
+    if not of_labels:
+        return lower
+    return jax.vmap(lambda row, j: jnp.zeros(classes, lower.dtype).at[j].set(row))(lower, others)
+
+
+def _check(images, eps, method, norm, clip, dtype, engine):
+    for name, value, known in (
+        ('method', method, METHODS),
+        ('norm', norm, NORMS),
+        ('engine', engine, ('native', 'jax_verify')),
+    ):
+        if value not in known:
+            raise ValueError(f'unknown {name} {value!r}: one of {", ".join(known)}')
+    if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError("dtype=float64 needs jax.config.update('jax_enable_x64', True)")
+    if isinstance(images, jax.core.Tracer) or isinstance(eps, jax.core.Tracer):
+        return
+    images, eps = np.asarray(images), np.asarray(eps)  # numpy: under jit, jnp would stage these
+    if (eps < 0).any() or (norm == 'linf' and (eps > 1).any()):
+        raise ValueError(f'eps is {eps}: expected a radius in pixel units, in [0, 1] for linf')
+    if clip is not None:
+        low, high = clip
+        if low > high or (images + eps.max() < low).any() or (images - eps.max() > high).any():
+            raise ValueError(
+                f'empty boxes, lower above upper: images in [{images.min()}, {images.max()}] '
+                f'with eps {eps.max()} do not reach clip={clip}'
+            )
+
+
+def problem(
+    logits_fn: Callable, image: jax.Array, eps: jax.Array, clip=(0.0, 1.0), norm='linf', dtype=None
+) -> tuple[Graph, linear.Ball]:
+    """Returns the graph of logits_fn for one image [H, W, C], and the ball around it."""
+    struct = jax.ShapeDtypeStruct(image.shape, image.dtype)
+    graph = build(lambda x: logits_fn(x[None])[0], struct, dtype)
+    image = image.astype(graph.dtype)
+    lower, upper = image - eps, image + eps
+    if clip is not None:
+        lower, upper = jnp.maximum(lower, clip[0]), jnp.minimum(upper, clip[1])
+    return graph, linear.Ball(image, lower, upper, eps, norm)
+
+
+@partial(jax.jit, static_argnames=('method', 'norm', 'dtype', 'memory_gb'))
+def _native(logits_fn, images, eps, spec, clip, method, norm, dtype, memory_gb):
+    slope = linear.parallel_slope if method == 'symbolic' else linear.crown_slope
+
+    def one(image, eps, spec):
+        graph, ball = problem(logits_fn, image, eps, clip, norm, dtype)
+        last = len(graph.nodes) - 1
+        if method in ('ibp', 'crown_ibp'):
+            bounds = linear.intervals(graph, ball)
+        else:
+            rows = rows_in_memory(graph, len(images), memory_gb)
+            bounds = linear.refined(graph, ball, slope, rows)
+        slope_to_image = None if method == 'ibp' else slope
+        rows = spec.astype(graph.dtype)
+        return linear.lower_bounds(graph, rows, last, bounds, ball, slope_to_image)
+
+    return jax.vmap(one, axis_name=linear.IMAGES)(images, eps, spec)
+
+
+def rows_in_memory(graph: Graph, images: int, memory_gb: float) -> Callable[[int], int]:
+    """Returns node number -> how many of its entries to bound at once, for so many images.
+
+    Raises MemoryError when not even one fits.
+    """
+
+    def rows(number):
+        # Both signs; the rows of the widest node on the way, and what is computed from them.
+        width = max(np.prod(shape.shape) for shape in graph.shapes[: number + 1])
+        row_gb = 2 * 6 * width * images * graph.dtype.itemsize / 1e9
+        if row_gb > memory_gb:
+            raise MemoryError(
+                f'memory_gb is {memory_gb:g}: one row of bounds for {images} images takes about '
+                f'{row_gb:.2g}; give more memory or fewer images'
+            )
+        return min(int(memory_gb / row_gb), int(np.prod(graph.shapes[number].shape)))
+
+    return rows
