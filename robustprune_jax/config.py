@@ -41,6 +41,7 @@ def _training(**fields):
         'weight_decay': 1e-4,  # L2, added to the gradient, on every tensor that trains
         'schedule': 'cosine',  # cosine | original_cosine | step | constant
         'warmup_epochs': 0.0,  # linear warm-up, before the schedule; within `epochs`
+        'ramp_epochs': 0.0,  # certified objectives: over how many first epochs eps rises
     }
     return ConfigDict({**section, **fields})
 
@@ -66,7 +67,8 @@ def default() -> ConfigDict:
     config.dataset.validation = 144  # of these, held out to choose the best checkpoint
     config.dataset.augment = 'none'  # none | crop | crop_flip
 
-    config.objective = 'trades'  # natural | pgd | trades | smooth
+    # natural | pgd | trades | smooth | ibp | crown_ibp | mixtrain
+    config.objective = 'trades'
     config.attack = ConfigDict()  # the attack of training and validation
     config.attack.eps = 0.1  # radius of the ball, in pixel units ([0, 1])
     config.attack.step_size = 0.02  # pixel units; TRADES l_2 of the original: 2 * eps / steps
@@ -81,6 +83,19 @@ def default() -> ConfigDict:
     config.smooth = ConfigDict()
     config.smooth.sigma = 0.25  # standard deviation of the noise, in pixel units
     config.smooth.beta = 6.0  # weight of the KL term
+    config.certified = ConfigDict()  # ibp, crown_ibp, mixtrain
+    config.certified.eps = 0.1  # of l_inf, in pixel units; reached after a phase's ramp_epochs
+    config.certified.ramp = 'linear'  # linear | smoothed | staircase
+    # kappa: the weight of the clean loss against the worst case's, as eps rises from 0 to eps.
+    config.ibp = ConfigDict({'kappa_start': 1.0, 'kappa_end': 0.5})
+    config.crown_ibp = ConfigDict({'kappa_start': 0.0, 'kappa_end': 0.0})
+    config.crown_ibp.final_beta = 0.0  # the part of CROWN-IBP at full eps; 0: intervals only
+    config.crown_ibp.loss_fusion = True  # False: a backward pass per class, as the original
+    config.mixtrain = ConfigDict()
+    config.mixtrain.images = 5  # of each batch, whose symbolic bounds are trained
+    config.mixtrain.probability = 0.8  # of a batch to have them
+    config.mixtrain.weight = 0.1  # of their loss, until eps is reached; then it grows, up to 50
+    config.mixtrain.memory_gb = 1.0  # for their bounds, about
 
     config.pretrain = _training()
     config.prune = _training(epochs=10)
@@ -100,6 +115,10 @@ def default() -> ConfigDict:
     config.evaluate.pgd.steps = 20
     config.evaluate.pgd.norm = 'linf'
     config.evaluate.pgd.restarts = 1  # random starts; the worst counts
+    config.evaluate.certified = ConfigDict()
+    # Comma-separated, cheap first, of ibp, crown_ibp, crown, symbolic: bounds over pgd's ball.
+    config.evaluate.certified.methods = ''
+    config.evaluate.certified.memory_gb = 2.0  # for crown and symbolic, about
 
     config.log_every = 50  # steps between two lines of metrics.jsonl
     config.validate_every = 1  # epochs
@@ -116,7 +135,8 @@ def smoke(config: ConfigDict) -> None:
     for steps in (config.attack, config.evaluate.pgd):
         steps.steps = 2
     for phase in ('pretrain', 'prune', 'finetune', 'lwm'):
-        config[phase].update(epochs=2, batch_size=64, warmup_epochs=0.0)
+        ramp_epochs = min(config[phase].ramp_epochs, 1.0)
+        config[phase].update(epochs=2, batch_size=64, warmup_epochs=0.0, ramp_epochs=ramp_epochs)
 
 
 def with_argument(
@@ -170,10 +190,19 @@ def lookup(registry, name: str, what: str):
 
 def phases(config: ConfigDict) -> list[str]:
     """Returns the phases to run, in the order in which they follow each other."""
-    wanted = [name.strip() for name in config.phases.split(',') if name.strip()]
+    wanted = _names(config.phases)
     for name in wanted:
         lookup(dict.fromkeys(PHASES), name, 'phase')
     return [name for name in PHASES if name in wanted]
+
+
+def certificates(config: ConfigDict) -> list[str]:
+    """Returns the methods of bounds to evaluate with, in their order."""
+    return _names(config.evaluate.certified.methods)
+
+
+def _names(text):
+    return [name.strip() for name in text.split(',') if name.strip()]
 
 
 def check(config: ConfigDict) -> None:
@@ -197,6 +226,7 @@ def check(config: ConfigDict) -> None:
             require(f'{attack}.{field}', config[attack][field] > 0, 'more than 0, in pixel units')
         if config[attack].norm == 'linf':
             require(f'{attack}.eps', config[attack].eps <= 1, 'at most 1: pixels lie in [0, 1]')
+    require('evaluate.certified.memory_gb', config.evaluate.certified.memory_gb > 0, 'more than 0')
     require('evaluate.pgd.restarts', config.evaluate.pgd.restarts >= 1, 'at least 1')
     require(
         'evaluate.checkpoint', config.evaluate.checkpoint in ('latest', 'best'), 'latest or best'
@@ -209,6 +239,14 @@ def check(config: ConfigDict) -> None:
         'clean_attacked or original',
     )
     require('smooth.sigma', config.smooth.sigma > 0, 'more than 0, in pixel units')
+    require('certified.eps', 0 < config.certified.eps <= 1, 'above 0 and at most 1, a pixel range')
+    for field in ('ibp.kappa_start', 'ibp.kappa_end', 'crown_ibp.kappa_start',
+                  'crown_ibp.kappa_end', 'crown_ibp.final_beta'):  # fmt: skip
+        section, name = field.split('.')
+        require(field, 0 <= config[section][name] <= 1, 'a part, in [0, 1]')
+    require('mixtrain.images', config.mixtrain.images >= 1, 'at least 1')
+    require('mixtrain.probability', 0 < config.mixtrain.probability <= 1, 'above 0, at most 1')
+    require('mixtrain.memory_gb', config.mixtrain.memory_gb > 0, 'more than 0')
     for field in ('log_every', 'validate_every', 'checkpoint_every'):
         require(field, config[field] >= 1, 'at least 1')
     for phase in ('pretrain', 'prune', 'finetune', 'lwm'):
@@ -221,6 +259,7 @@ def check(config: ConfigDict) -> None:
         require(
             f'{phase}.warmup_epochs', 0 <= section.warmup_epochs < section.epochs, 'below epochs'
         )
+        require(f'{phase}.ramp_epochs', 0 <= section.ramp_epochs <= section.epochs, 'within epochs')
         if section.schedule == 'original_cosine':
             require(f'{phase}.epochs', section.epochs > 1, 'more than 1: its formula gives rate 0')
 

@@ -1,19 +1,23 @@
-"""Accuracy on held-out images, clean and attacked, recorded example by example."""
+"""Accuracy on held-out images, clean, attacked and certified, recorded example by example."""
 
 import json
 import zlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen
-from jax.tree_util import Partial
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from robustprune_jax import sharding
-from robustprune_jax.config import differences
+from robustprune_jax.bounds import margins
+from robustprune_jax.config import certificates, differences
 from robustprune_jax.data import Split
+from robustprune_jax.data.augment import to_float
 from robustprune_jax.data.batches import eval_batches
 from robustprune_jax.files import read_jsonl, write_atomically
 from robustprune_jax.masks import sparsity
@@ -25,9 +29,14 @@ def evaluate(
 ) -> dict:
     """Returns one entry of result.json's `networks`: accuracies in [0, 1], kept weights.
 
-    Writes workdir/examples/<name>.{clean,pgd}.jsonl: the settings, then one line per example.
+    Writes workdir/examples/<name>.<evaluation>.jsonl: the settings, then one line per example.
     What such a file already holds is not computed again. Raises ValueError when it comes from
     other settings or another network.
+
+    Bounds form a cascade over the ball of config.evaluate.pgd: the first of
+    config.evaluate.certified.methods sees every image, each later one those that neither the ones
+    before verified nor PGD broke. An image counts as verified by a method when, margin by margin,
+    the largest bound of that and the methods before is positive.
     """
     settings = config.evaluate
     count = min(settings.examples or len(test.labels), len(test.labels))
@@ -36,36 +45,89 @@ def evaluate(
     fingerprint = 0
     for leaf in jax.tree.leaves(network):
         fingerprint = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), fingerprint)
-    total = sparsity(variables)['total']
+    header = {
+        'network': name,
+        'fingerprint': f'{fingerprint:08x}',
+        'dataset': config.dataset.name,
+        'seed': config.seed,
+        'batch_size': settings.batch_size,
+    }
+    key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(b'evaluate'))
 
-    def accuracy(evaluation, attack):
+    def record(evaluation, evaluation_settings, measure, wanted):
         path = workdir / 'examples' / f'{name}.{evaluation}.jsonl'
-        header = {
-            'network': name,
-            'fingerprint': f'{fingerprint:08x}',
-            'dataset': config.dataset.name,
-            'seed': config.seed,
-            'batch_size': settings.batch_size,
-            **(attack or {}),
-        }
-        return _recorded_accuracy(path, header, network, test, attack, config.seed)
+        return _recorded(path, {**header, **evaluation_settings}, measure, test, wanted)
 
-    clean = accuracy('clean', None)
+    def is_right(evaluation, attack):
+        def predict(batch, first):
+            images, labels, batch_key = (
+                batch['image'],
+                batch['label'],
+                jax.random.fold_in(key, first),
+            )
+            return {'prediction': predictions(network, batch_key, images, labels, attack)}
+
+        lines = record(evaluation, attack or {}, predict, np.arange(count))
+        return np.array([line['label'] == line['prediction'] for line in lines])
+
     pgd = dict(settings.pgd)
+    clean, attacked = is_right('clean', None), is_right('pgd', pgd)
+    stands = clean & attacked
+    robust = {'pgd': {'accuracy': float(attacked.mean()), 'examples': count, **pgd}}
+    methods, ball = certificates(config), {'eps': pgd['eps'], 'norm': pgd['norm']}
+    verified = np.zeros(count, bool)
+    for i, method in enumerate(methods):
+        bound = partial(
+            _least_margin, network, methods[: i + 1], ball, settings.certified.memory_gb
+        )
+        wanted = np.flatnonzero(stands & ~verified) if i else np.arange(count)
+        lines = record(method, {**ball, 'after': methods[:i]}, bound, wanted)
+        verified[[line['index'] for line in lines if line['margin'] > 0]] = True
+        robust[method] = {'accuracy': float(verified.mean()), 'examples': count, **ball}
+    if methods:
+        fooled = np.flatnonzero(verified & ~stands)
+        if len(fooled):
+            raise AssertionError(
+                f'{name}: test images {fooled[:5].tolist()} are verified and misclassified under '
+                'PGD: a bound is not sound; please report it'
+            )
+        robust[methods[-1]] |= {
+            'attacked': float(np.mean(~stands)),
+            'undecided': float(np.mean(stands & ~verified)),
+        }
+    total = sparsity(variables)['total']
     return {
         'name': name,
         'kept': total['kept'],
         'prunable': total['prunable'],
-        'clean_accuracy': clean,
+        'clean_accuracy': float(clean.mean()),
         'examples': count,
-        'robust': {'pgd': {'accuracy': accuracy('pgd', pgd), 'examples': count, **pgd}},
+        'robust': robust,
     }
 
 
-def _recorded_accuracy(
-    path: Path, header: dict, network: Partial, test: Split, attack: dict | None, seed: int
-) -> float:
-    """The accuracy over path's lines, after adding those that are missing."""
+def _least_margin(network, methods, ball, memory_gb, batch, first):
+    """The least margin of each image, of each margin the largest bound."""
+    images, labels = to_float(batch['image']), batch['label']
+    lower = -jnp.inf
+    for method in methods:
+        bounds = margins(network, images, labels, method=method, memory_gb=memory_gb, **ball)
+        lower = jnp.maximum(lower, bounds)
+    own = jax.nn.one_hot(labels, lower.shape[-1], dtype=bool)
+    return {'margin': jnp.min(jnp.where(own, jnp.inf, lower), axis=-1)}
+
+
+def _recorded(
+    path: Path,
+    header: dict,
+    measure: Callable[[dict, int], dict[str, jax.Array]],
+    test: Split,
+    wanted: np.ndarray,
+) -> list[dict]:
+    """Returns path's lines for the wanted examples, after adding those that are missing.
+
+    measure(batch, number of its first line) -> {field: [B]}.
+    """
     lines = read_jsonl(path)
     if lines and lines[0] != header:
         found = '; '.join(differences(lines[0], header))
@@ -74,42 +136,25 @@ def _recorded_accuracy(
         )
     size = header['batch_size']
     done = lines[1:] if lines else []
+    if len(done) >= len(wanted):
+        return done[: len(wanted)]
     # Whole batches are kept, so that an interrupted evaluation draws the same starts.
-    done = done[: len(done) // size * size if len(done) < len(test.labels) else len(test.labels)]
-    if len(done) < len(test.labels):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, ''.join(json.dumps(line) + '\n' for line in [header, *done]))
-        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b'evaluate'))
-        mesh = sharding.make_mesh()
-        with (
-            path.open('a') as file,
-            tqdm(
-                desc=path.stem,
-                total=len(test.labels),
-                initial=len(done),
-                unit='image',
-                disable=None,
-            ) as bar,
-        ):
-            for batch in eval_batches(*test, size, start=len(done)):
-                first = len(done)
-                placed = sharding.shard_batch(mesh, batch)
-                predicted = np.asarray(
-                    predictions(
-                        network,
-                        jax.random.fold_in(key, first),
-                        placed['image'],
-                        placed['label'],
-                        attack,
-                    )
-                )
-                done += [
-                    {'index': first + i, 'label': int(label), 'prediction': int(prediction)}
-                    for i, (label, prediction) in enumerate(
-                        zip(batch['label'][batch['mask']], predicted[batch['mask']], strict=True)
-                    )
-                ]
-                file.writelines(json.dumps(line) + '\n' for line in done[first:])
-                file.flush()
-                bar.update(len(done) - first)
-    return float(np.mean([line['label'] == line['prediction'] for line in done]))
+    done = done[: len(done) // size * size]
+    write_atomically(path, ''.join(json.dumps(line) + '\n' for line in [header, *done]))
+    mesh = sharding.make_mesh()
+    with (
+        path.open('a') as file,
+        tqdm(
+            desc=path.stem, total=len(wanted), initial=len(done), unit='image', disable=None
+        ) as bar,
+    ):
+        for batch in eval_batches(test.images[wanted], test.labels[wanted], size, start=len(done)):
+            first, real = len(done), int(batch['mask'].sum())
+            fields = jax.device_get(measure(sharding.shard_batch(mesh, batch), first))
+            for i, index in enumerate(wanted[first : first + real]):
+                line = {'index': int(index), 'label': int(batch['label'][i])}
+                done.append(line | {field: value[i].item() for field, value in fields.items()})
+            file.writelines(json.dumps(line) + '\n' for line in done[first:])
+            file.flush()
+            bar.update(real)
+    return done

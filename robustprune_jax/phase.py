@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import zlib
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,9 +14,10 @@ from flax import linen
 from ml_collections import ConfigDict
 
 from robustprune_jax import checkpoint, sharding
+from robustprune_jax.bounds import margins, verified
 from robustprune_jax.config import lookup, objective_name
 from robustprune_jax.data import Split, Splits
-from robustprune_jax.data.augment import AUGMENTATIONS
+from robustprune_jax.data.augment import AUGMENTATIONS, to_float
 from robustprune_jax.data.batches import eval_batches, train_batches
 from robustprune_jax.log import PhaseLog
 from robustprune_jax.masks import init_scores
@@ -89,6 +91,7 @@ def train(
         mesh,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
+        ramp_epochs=section.ramp_epochs,
         density=mask_density,
     )
     data = train_batches(
@@ -133,15 +136,26 @@ def train(
 
         def validate():
             network = logits_fn(module, with_masks(state.variables, mask_density))
-            attacks = {'validation_accuracy': None}
-            if objective.attack:
-                attacks['validation_robust_accuracy'] = objective.attack
             validation_key = phase_key(config.seed, phase, 'validation')
-            return {
-                metric: _accuracy(
-                    network, validation_key, splits.validation, config.evaluate.batch_size, attack
+
+            def is_right(attack, batch):
+                images, labels = batch['image'], batch['label']
+                return predictions(network, validation_key, images, labels, attack) == labels
+
+            def is_verified(batch):
+                lower = margins(
+                    network, to_float(batch['image']), batch['label'], **objective.certificate
                 )
-                for metric, attack in attacks.items()
+                return verified(lower)
+
+            measures = {'validation_accuracy': partial(is_right, None)}
+            if objective.attack:
+                measures['validation_robust_accuracy'] = partial(is_right, objective.attack)
+            if objective.certificate:
+                measures['validation_verified_accuracy'] = is_verified
+            return {
+                metric: _fraction(measure, splits.validation, config.evaluate.batch_size)
+                for metric, measure in measures.items()
             }
 
         with (
@@ -184,12 +198,12 @@ def train(
                     sys.exit(0)
 
 
-def _accuracy(network, key, split: Split, batch_size, attack):
-    correct = 0
-    for batch in eval_batches(*split, batch_size):
-        predicted = predictions(network, key, batch['image'], batch['label'], attack)
-        correct += np.sum((np.asarray(predicted) == batch['label']) & batch['mask'])
-    return float(correct / len(split.labels))
+def _fraction(measure, split: Split, batch_size):
+    counted = sum(
+        np.sum(np.asarray(measure(batch)) & batch['mask'])
+        for batch in eval_batches(*split, batch_size)
+    )
+    return float(counted / len(split.labels))
 
 
 class _StopRequest:

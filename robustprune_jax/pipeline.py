@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from conversion.to_torch import export_checkpoint
 from robustprune_jax import checkpoint, phase, report, sharding
 from robustprune_jax import config as configs
+from robustprune_jax.bounds import METHODS
 from robustprune_jax.config import lookup
 from robustprune_jax.data import Splits, load
 from robustprune_jax.data.augment import AUGMENTATIONS
@@ -22,6 +23,7 @@ from robustprune_jax.files import write_atomically
 from robustprune_jax.masks import SCORE_INITS
 from robustprune_jax.models import create_model
 from robustprune_jax.objectives import OBJECTIVES
+from robustprune_jax.objectives.ramps import RAMPS
 from robustprune_jax.optim import OPTIMIZERS, SCHEDULES
 
 # phase -> the phase whose network it starts from
@@ -90,6 +92,9 @@ def check_names(config: ConfigDict) -> None:
     """Raises ValueError, with the nearest name, where the config names what does not exist."""
     lookup(AUGMENTATIONS, config.dataset.augment, 'augmentation')
     lookup(SCORE_INITS, config.prune.score_init, 'score init')
+    for method in configs.certificates(config):
+        lookup(dict.fromkeys(METHODS), method, 'method of bounds')
+    lookup(RAMPS, config.certified.ramp, 'ramp')
     for name in ('pretrain', 'prune', 'finetune', 'lwm'):
         lookup(OBJECTIVES, configs.objective_name(config, name), 'objective')
         lookup(OPTIMIZERS, config[name].optimizer, 'optimizer')

@@ -84,20 +84,21 @@ def train_step(
     *,
     steps_per_epoch: int,
     total_steps: int,
+    ramp_epochs: float = 0.0,
     density: float | None = None,
 ) -> Callable[[TrainState, dict, jax.Array], tuple[TrainState, dict]]:
     """Returns the compiled update: (state, batch, key) -> state, metrics; the state is donated.
 
     batch: 'image' uint8 or float32 [B, H, W, C] and 'label' int [B]. key: the phase's key; the step
-    number is folded in. density: in the prune phase, the kept fraction: the masks are computed
-    from the scores, once, and gradients reach them straight through. Otherwise the masks of
-    `variables`, if any, apply.
+    number is folded in. ramp_epochs: over how many epochs the eps of certified objectives rises.
+    density: in the prune phase, the kept fraction: the masks are computed from the scores, once,
+    and gradients reach them straight through. Otherwise the masks of `variables`, if any, apply.
     """
 
     def step(state, batch, key):
         augment_key, objective_key = jax.random.split(jax.random.fold_in(key, state.step))
         images = augment(augment_key, to_float(batch['image']))
-        progress = Progress(state.step, state.step / steps_per_epoch, total_steps)
+        progress = Progress(state.step, steps_per_epoch, total_steps, ramp_epochs)
 
         def loss_of(leaves):
             variables = {**state.variables, **leaves}

@@ -119,8 +119,26 @@ def lower_bounds(
     the walk goes on to the image; None: it ends at the first non-linear nodes, whose interval
     bounds are used (so the last layer and the rows are one affine map).
     """
+    return _walk(graph, rows, number, bounds, ball, lower_slope)[0]
+
+
+def both_bounds(
+    graph: Graph, rows: Array, number: int, bounds: Bounds, ball: Ball, lower_slope: Callable
+) -> tuple[Array, Array]:
+    """Returns lower and upper bounds [S] of rows [S, ...] applied to node `number`."""
+    pools = any(isinstance(node, MaxPool) for node in graph.nodes[: number + 1])
+    if lower_slope is parallel_slope and not pools:
+        return _walk(graph, rows, number, bounds, ball, lower_slope)
+    both = jnp.concatenate([rows, -rows])
+    low, high = lower_bounds(graph, both, number, bounds, ball, lower_slope).reshape(2, -1)
+    return low, -high
+
+
+def _walk(graph, rows, number, bounds, ball, lower_slope):
+    """lower_bounds, and upper bounds which hold where the lines around every relu are parallel:
+    then the same rows reach the image for both."""
     forms = {number: rows}
-    total = jnp.zeros(len(rows), rows.dtype)
+    total = above_total = jnp.zeros(len(rows), rows.dtype)
     for i in range(number, 0, -1):
         if i not in forms:
             continue
@@ -128,7 +146,8 @@ def lower_bounds(
         if isinstance(node, Affine):
             shapes = [graph.shapes[j] for j in node.inputs]
             if node.constant is not None:
-                total += _row_sum(form * node.constant)
+                constant = _row_sum(form * node.constant)
+                total, above_total = total + constant, above_total + constant
             parts = _transpose(node, shapes, form)
         elif lower_slope is None:
             total += _lowest(form, *bounds[i])
@@ -139,6 +158,7 @@ def lower_bounds(
             if isinstance(node, Relu):
                 above, intercept, below = _relax(node, lower, upper, lower_slope)
                 total += _row_sum(negative * intercept)
+                above_total += _row_sum(positive * intercept)
                 parts = [positive * below + negative * above]
             else:
                 constant, part = _pool_form(node, lower, upper, positive, negative)
@@ -146,7 +166,9 @@ def lower_bounds(
                 parts = [part]
         for j, part in zip(node.inputs, parts, strict=True):
             forms[j] = forms[j] + part if j in forms else part
-    return total + (_lowest_in_ball(forms[0], ball) if 0 in forms else 0)
+    if 0 not in forms:
+        return total, above_total
+    return total + _lowest_in_ball(forms[0], ball), above_total - _lowest_in_ball(-forms[0], ball)
 
 
 def _transpose(node: Affine, shapes, form):
@@ -209,10 +231,8 @@ def _backward_bounds(graph, number, bounds, ball, lower_slope, wanted, rows_at_o
 
         def bound():
             units = jax.nn.one_hot(entries, size, dtype=bounds[0][0].dtype)
-            units = units.reshape(-1, *shape)
-            rows = jnp.concatenate([units, -units])
-            low, high = lower_bounds(graph, rows, number, bounds, ball, lower_slope).reshape(2, -1)
-            return low, -high
+            rows = units.reshape(-1, *shape)
+            return both_bounds(graph, rows, number, bounds, ball, lower_slope)
 
         def skip():
             infinite = jnp.full(len(entries), jnp.inf, bounds[0][0].dtype)

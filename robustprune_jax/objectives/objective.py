@@ -16,11 +16,17 @@ LogitsOf = Callable[..., tuple[jax.Array, Any]]
 
 
 class Progress(NamedTuple):
-    """Where training stands: `epoch` is fractional, step / steps_per_epoch."""
+    """Where a phase stands. ramp_epochs: over how many of its first epochs eps rises."""
 
     step: jax.Array
-    epoch: jax.Array
+    steps_per_epoch: int
     total_steps: int
+    ramp_epochs: float
+
+    @property
+    def epoch(self) -> jax.Array:
+        """Fractional."""
+        return self.step / self.steps_per_epoch
 
 
 class Objective(NamedTuple):
@@ -29,13 +35,19 @@ class Objective(NamedTuple):
     batch: 'image' float32 [B, H, W, C] in [0, 1] and 'label' [B]; 'noise' [B, H, W, C], standard
     normal, replaces what the objective would draw from `key`. carry: the objective's own state,
     made by init_carry(batch_shape) and checkpointed. metrics: scalars, averages over the batch.
-    attack: settings of attacks.pgd under which validation measures the quality of a checkpoint;
-    None: clean accuracy.
+    attack: settings of attacks.pgd, certificate: settings of bounds.margins, under which validation
+    measures the quality of a checkpoint; without both: clean accuracy.
     """
 
     loss: Callable[..., tuple[jax.Array, tuple[Any, Any, dict[str, jax.Array]]]]
     init_carry: Callable[[tuple[int, ...]], Any] = lambda batch_shape: ()
     attack: dict[str, Any] | None = None
+    certificate: dict[str, Any] | None = None
+
+
+def eval_logits(logits_of: LogitsOf, batch_stats: Any = None) -> Partial:
+    """Returns the eval-mode network, images -> logits."""
+    return Partial(_eval_logits, logits_of, batch_stats)
 
 
 def frozen_logits(logits_of: LogitsOf, batch_stats: Any = None) -> Partial:
@@ -44,7 +56,7 @@ def frozen_logits(logits_of: LogitsOf, batch_stats: Any = None) -> Partial:
     For attacks: stopping the gradient at the weights keeps the attack out of the loss's
     differentiation altogether.
     """
-    return Partial(_eval_logits, jax.lax.stop_gradient(logits_of), batch_stats)
+    return eval_logits(jax.lax.stop_gradient(logits_of), batch_stats)
 
 
 def _eval_logits(logits_of, batch_stats, images):
