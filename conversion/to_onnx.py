@@ -1,0 +1,142 @@
+"""Writes a checkpoint as an ONNX file:
+
+python -m conversion.to_onnx --checkpoint DIR --out FILE.onnx
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax.extend.core import Literal
+from jax.extend.source_info_util import summarize
+from jax.tree_util import keystr, tree_flatten_with_path
+
+from robustprune_jax import checkpoint
+from robustprune_jax.models import create_model
+from robustprune_jax.step import logits_fn
+
+from .onnx_graph import Constant, Graph, Tensor
+from .onnx_rules import RULES, translate
+from .summary import line, summarise
+from .torch_format import temporary_file
+
+_OPSET, _IR_VERSION = 17, 8  # of 2022, for runtimes and verifiers that are not the newest
+
+
+def export_onnx(
+    variables: dict, module: nn.Module, image_shape: Sequence[int], path: str | os.PathLike
+) -> dict:
+    """Writes the dense network to `path` and returns a summary, see conversion.summary.
+
+    Its input `images` is float32 [batch, C, H, W] in [0, 1], its output `logits` [batch, K], for
+    any batch. Weights are initialisers under their Flax paths, in PyTorch's layout, pruned ones
+    exact zeros. image_shape: (H, W, C); the module is called with train=False.
+    Raises NotImplementedError, naming the primitive, the layer and the line, where the module does
+    something that is not translated, ValueError where it returns something else than logits, and
+    ImportError where onnx is not installed.
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise ImportError('this needs the package onnx: pip install onnx') from None
+    graph, shape = _trace(module, variables, image_shape)
+    height, width, channels = image_shape
+    name = module.name or type(module).__name__
+    describe, float32 = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [
+                onnx.helper.make_node(node.op, node.inputs, [output], output, **node.attributes)
+                for output, node in graph.nodes.items()
+            ],
+            name,
+            [describe('images', float32, ['batch', channels, height, width])],
+            [describe('logits', float32, ['batch', *shape[1:]])],
+            [onnx.numpy_helper.from_array(a, name) for name, a in graph.initialisers.items()],
+        ),
+        producer_name='robustprune_jax',
+        opset_imports=[onnx.helper.make_opsetid('', _OPSET)],
+        ir_version=_IR_VERSION,
+    )
+    onnx.checker.check_model(model, full_check=True)
+    with temporary_file(path) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+    return summarise(path, name, flatten_dict(variables['params'], sep='/'), variables)
+
+
+def _trace(module, variables, image_shape):
+    """The network's graph, and the shape of its logits."""
+    network = logits_fn(module, variables)
+    (variables,) = network.args  # masked
+    (batch,) = jax.export.symbolic_shape('batch')
+    images = jax.ShapeDtypeStruct((batch, *image_shape), np.float32)
+    closed = jax.make_jaxpr(network.func)(variables, images)
+    weights = [  # without the collection's name; + 0 makes 0.0 of a pruned weight's -0.0
+        Constant(np.asarray(leaf) + 0, keystr(path[1:], simple=True, separator='/'))
+        for path, leaf in tree_flatten_with_path(variables)[0]
+    ]
+    graph = Graph()
+    outputs = _interpret(graph, closed, [*weights, Tensor('images', (0, 3, 1, 2))])
+    if len(outputs) > 1 or isinstance(outputs[0], Constant):
+        raise ValueError('the network must return logits, which depend on its images, alone')
+    shape = closed.out_avals[0].shape
+    graph.finish(graph.ordered(outputs[0], range(len(shape))), 'logits')
+    return graph, shape
+
+
+# primitives that run a program of their own; the last is nn.remat's
+_CALLS = ('jit', 'custom_jvp_call', 'custom_vjp_call', 'remat2')
+
+
+def _interpret(graph, program, args, caller=None):
+    """Adds the nodes of a program; returns its outputs. caller: the source of the call."""
+    jaxpr = getattr(program, 'jaxpr', program)  # closed, or open and without constants
+    consts = [Constant(np.asarray(const)) for const in getattr(program, 'consts', ())]
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+
+    def read(atom):
+        if isinstance(atom, Literal):
+            return Constant(np.asarray(atom.val, atom.aval.dtype))
+        return values[atom]
+
+    for eqn in jaxpr.eqns:
+        name, inputs = eqn.primitive.name, [read(atom) for atom in eqn.invars]
+        source = eqn.source_info
+        if caller and not str(source.name_stack):  # inside a function of JAX
+            source = caller
+        if name in _CALLS:
+            called = eqn.params.get('jaxpr') or eqn.params['call_jaxpr']
+            outputs = _interpret(graph, called, inputs, source)
+        elif (outputs := translate(graph, eqn, inputs)) is None:
+            raise NotImplementedError(
+                f'no ONNX for the primitive {name!r}, as {source.name_stack} uses it at '
+                f'{summarize(source)}; there is for {", ".join(sorted([*RULES, *_CALLS]))}'
+            )
+        values.update(zip(eqn.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog='python -m conversion.to_onnx', description=__doc__)
+    parser.add_argument('--checkpoint', required=True, help='the folder of a phase')
+    parser.add_argument('--which', default='latest', help="'latest' (default), 'best' or a step")
+    parser.add_argument('--out', required=True, help='FILE.onnx')
+    args = parser.parse_args(argv)
+    try:
+        which = int(args.which) if args.which.isdigit() else args.which
+        variables, meta = checkpoint.load(args.checkpoint, which)
+        module = create_model(meta['arch'], meta['num_classes'])
+        summary = export_onnx(variables, module, meta['image_shape'], args.out)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f'to_onnx: {error}')
+    height, width, channels = meta['image_shape']
+    print(f'{args.out}: {line(summary)}, images [batch, {channels}, {height}, {width}]')
+
+
+if __name__ == '__main__':
+    main()
