@@ -56,7 +56,7 @@ def margins(
     spec: [S, K] or [B, S, K], gives bounds [B, S] of spec @ logits instead. dtype: what to
     compute in, constants included; float64 needs jax_enable_x64. memory_gb: about what crown and
     symbolic may use, 2 when None. num_classes: only the first so many logits are classes.
-    engine: 'native', or 'jax_verify' for ibp and crown_ibp (needs the extra `verify`).
+    engine: 'native', or 'jax_verify' for linf, ibp and crown_ibp (needs the extra `verify`).
 
     Raises ValueError on settings or shapes that mean nothing, MemoryError when memory_gb does not
     hold one row of a layer's bounds, NotImplementedError (with the line of the model) on an
@@ -77,10 +77,14 @@ def margins(
     eps = jnp.broadcast_to(jnp.asarray(eps, dtype or images.dtype), len(images))
     spec = jnp.broadcast_to(jnp.asarray(spec), (len(images), *spec.shape[-2:]))
     if engine == 'jax_verify':
-        raise NotImplementedError
-    lower = _native(
-        logits_fn, images, eps, spec, clip, method, norm, dtype, memory_gb or DEFAULT_MEMORY_GB
-    )
+        from robustprune_jax.bounds import jax_verify  # an optional extra
+
+        boxes = jax.vmap(partial(_box, clip=clip))(images, eps)
+        lower = jax_verify.lower_bounds(logits_fn, *boxes, spec, method)
+    else:
+        lower = _native(
+            logits_fn, images, eps, spec, clip, method, norm, dtype, memory_gb or DEFAULT_MEMORY_GB
+        )
     if not of_labels:
         return lower
     others = _other_classes(jnp.asarray(labels)[:, None], classes)
@@ -104,6 +108,10 @@ def _check(images, eps, method, norm, clip, dtype, engine):
     ):
         if value not in known:
             raise ValueError(f'unknown {name} {value!r}: one of {", ".join(known)}')
+    if engine == 'jax_verify' and (
+        method not in ('ibp', 'crown_ibp') or norm != 'linf' or dtype is not None
+    ):
+        raise ValueError("engine='jax_verify' has methods ibp and crown_ibp, norm linf, no dtype")
     if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError("dtype=float64 needs jax.config.update('jax_enable_x64', True)")
     if isinstance(images, jax.core.Tracer) or isinstance(eps, jax.core.Tracer):
@@ -136,10 +144,14 @@ def problem(
     struct = jax.ShapeDtypeStruct(image.shape, image.dtype)
     graph = build(lambda x: logits_fn(x[None])[0], struct, dtype)
     image = image.astype(graph.dtype)
+    return graph, linear.Ball(image, *_box(image, eps, clip), eps, norm)
+
+
+def _box(image, eps, clip):
     lower, upper = image - eps, image + eps
     if clip is not None:
         lower, upper = jnp.maximum(lower, clip[0]), jnp.minimum(upper, clip[1])
-    return graph, linear.Ball(image, lower, upper, eps, norm)
+    return lower, upper
 
 
 @partial(jax.jit, static_argnames=('method', 'norm', 'dtype', 'memory_gb'))
