@@ -3,8 +3,8 @@ r"""MixTrain on SVHN, cifar_model, pruned to 0.1, 0.05 and 0.01: the original's 
 python main.py --config=configs/compact_mixtrain.py --config.dataset.dir=svhn.npz \
     --workdir=runs/mixtrain
 
-`:large` is its other network, cifar_model_large, with one bounded image in a batch. `:fashion_mnist`
-trains mnist_model at eps 0.1, for fewer epochs and pruned to 0.1 only.
+`:large` is its other network, cifar_model_large, with one bounded image in a batch.
+`:fashion_mnist` trains mnist_model at eps 0.1, for fewer epochs and pruned to 0.1 only.
 """
 
 from ml_collections import ConfigDict
