@@ -205,6 +205,17 @@ def test_gradients_are_finite_differences(method):
     assert float(gradient) == pytest.approx(float(difference), rel=0.02)
 
 
+def test_gradients_stay_finite_where_a_relu_hardly_moves():
+    images = jax.random.uniform(jax.random.key(0), (2, 2, 2, 2))
+    weights = jax.random.normal(jax.random.key(1), (8, 8))
+
+    def total(scale):
+        network = Partial(lambda s, x: jax.nn.relu(s * x.reshape(len(x), -1) @ weights), scale)
+        return jnp.sum(margins(network, images, jnp.arange(2), eps=0.1, method='crown_ibp'))
+
+    assert jnp.isfinite(jax.grad(total)(1e-22))
+
+
 def test_float64_bounds(everything):
     network, images, labels = everything
     with pytest.raises(ValueError, match='jax_enable_x64'):

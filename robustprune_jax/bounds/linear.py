@@ -71,7 +71,8 @@ def _relax(node: Relu, lower: Array, upper: Array, lower_slope: Callable):
     """Returns the slope and intercept of relu's upper line, and the slope of its lower line."""
     slope = node.negative_slope
     unstable = (lower < 0) & (upper > 0)
-    width = jnp.where(unstable, upper - lower, 1)
+    # A slope below the chord's is sound too, and widths near 0 would overflow its derivative.
+    width = jnp.where(unstable, jnp.maximum(upper - lower, 1e-12), 1)
     crossing = (upper - slope * lower) / width
     stable = jnp.where(upper > 0, 1, slope)
     above = jnp.where(unstable, crossing, stable)

@@ -87,9 +87,11 @@ def _fused_cross_entropy(crown, spec, lower, upper):
     least, most = -upper, -lower
     shift = jnp.maximum(jnp.max(most), 0)
     width = most - least
-    is_wide = width > 1e-6
+    is_wide = width > 1e-3
     top = jnp.exp(most - shift)
-    slope = jnp.where(is_wide, (top - jnp.exp(least - shift)) / jnp.where(is_wide, width, 1), top)
+    # The chord's slope is top * (1 - exp(-width)) / width, and the line less steep when narrow.
+    wide = -jnp.expm1(-width) / jnp.where(is_wide, width, 1)
+    slope = top * jnp.where(is_wide, wide, 1 - width / 2)
     intercept = jnp.sum(top - slope * most)
     exponentials = intercept - crown((slope @ spec)[None])[0]
     # Rounding must not bring the sum, which is positive, to 0.
