@@ -81,8 +81,10 @@ def default() -> ConfigDict:
     # original: its four passes (clean, clean, attacked, clean), the attack after the first.
     config.trades.bn_updates = 'clean_attacked'
     config.smooth = ConfigDict()
+    config.smooth.method = 'stability'  # stability | gaussian | adversarial
     config.smooth.sigma = 0.25  # standard deviation of the noise, in pixel units
-    config.smooth.beta = 6.0  # weight of the KL term
+    config.smooth.beta = 6.0  # stability: weight of the KL term
+    config.smooth.samples = 2  # adversarial: noises per image; the attack is config.attack
     config.certified = ConfigDict()  # ibp, crown_ibp, mixtrain
     config.certified.eps = 0.1  # of l_inf, in pixel units; reached after a phase's ramp_epochs
     config.certified.ramp = 'linear'  # linear | smoothed | staircase
@@ -119,6 +121,14 @@ def default() -> ConfigDict:
     # Comma-separated, cheap first, of ibp, crown_ibp, crown, symbolic: bounds over pgd's ball.
     config.evaluate.certified.methods = ''
     config.evaluate.certified.memory_gb = 2.0  # for crown and symbolic, about
+    config.evaluate.smooth = ConfigDict()  # certification by randomized smoothing
+    config.evaluate.smooth.examples = 0  # the first N test images; 0: none
+    config.evaluate.smooth.sigma = 0.25  # pixel units
+    config.evaluate.smooth.n0 = 100  # noisy copies of an image that choose its class
+    config.evaluate.smooth.n = 100_000  # others, that bound the class's probability
+    config.evaluate.smooth.alpha = 0.001  # a certificate's probability to be wrong
+    config.evaluate.smooth.batch_size = 1_000  # noisy images
+    config.evaluate.smooth.radii = (0.0, 0.25, 0.5, 0.75, 1.0)  # of l_2, for the table
 
     config.log_every = 50  # steps between two lines of metrics.jsonl
     config.validate_every = 1  # epochs
@@ -132,6 +142,8 @@ def smoke(config: ConfigDict) -> None:
     config.dataset.validation = 64
     config.evaluate.examples = 64
     config.evaluate.batch_size = 64
+    config.evaluate.smooth.examples = min(config.evaluate.smooth.examples, 8)
+    config.evaluate.smooth.n = 200
     for steps in (config.attack, config.evaluate.pgd):
         steps.steps = 2
     for phase in ('pretrain', 'prune', 'finetune', 'lwm'):
@@ -238,7 +250,14 @@ def check(config: ConfigDict) -> None:
         config.trades.bn_updates in ('clean_attacked', 'original'),
         'clean_attacked or original',
     )
-    require('smooth.sigma', config.smooth.sigma > 0, 'more than 0, in pixel units')
+    for field in ('smooth', 'evaluate.smooth'):
+        section = config.evaluate.smooth if '.' in field else config.smooth
+        require(f'{field}.sigma', section.sigma > 0, 'more than 0, in pixel units')
+    require('smooth.samples', config.smooth.samples >= 1, 'at least 1')
+    for field in ('n0', 'n', 'batch_size'):
+        require(f'evaluate.smooth.{field}', config.evaluate.smooth[field] >= 1, 'at least 1')
+    require('evaluate.smooth.examples', config.evaluate.smooth.examples >= 0, 'at least 0')
+    require('evaluate.smooth.alpha', 0 < config.evaluate.smooth.alpha < 1, 'between 0 and 1')
     require('certified.eps', 0 < config.certified.eps <= 1, 'above 0 and at most 1, a pixel range')
     for field in ('ibp.kappa_start', 'ibp.kappa_end', 'crown_ibp.kappa_start',
                   'crown_ibp.kappa_end', 'crown_ibp.final_beta'):  # fmt: skip

@@ -13,7 +13,7 @@ from flax import linen
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from robustprune_jax import sharding
+from robustprune_jax import sharding, smoothing
 from robustprune_jax.bounds import margins
 from robustprune_jax.config import certificates, differences
 from robustprune_jax.data import Split
@@ -37,6 +37,9 @@ def evaluate(
     config.evaluate.certified.methods sees every image, each later one those that neither the ones
     before verified nor PGD broke. An image counts as verified by a method when, margin by margin,
     the largest bound of that and the methods before is positive.
+
+    Smoothing certifies the first config.evaluate.smooth.examples images: a line has the smoothed
+    classifier's prediction, -1 where it abstains, and the radius.
     """
     settings = config.evaluate
     count = min(settings.examples or len(test.labels), len(test.labels))
@@ -53,19 +56,17 @@ def evaluate(
         'batch_size': settings.batch_size,
     }
     key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(b'evaluate'))
+    mesh = sharding.make_mesh()
 
-    def record(evaluation, evaluation_settings, measure, wanted):
+    def record(evaluation, evaluation_settings, measure, wanted, at_once=settings.batch_size):
         path = workdir / 'examples' / f'{name}.{evaluation}.jsonl'
-        return _recorded(path, {**header, **evaluation_settings}, measure, test, wanted)
+        return _recorded(path, {**header, **evaluation_settings}, measure, test, wanted, at_once)
 
     def is_right(evaluation, attack):
         def predict(batch, first):
-            images, labels, batch_key = (
-                batch['image'],
-                batch['label'],
-                jax.random.fold_in(key, first),
-            )
-            return {'prediction': predictions(network, batch_key, images, labels, attack)}
+            batch, batch_key = sharding.shard_batch(mesh, batch), jax.random.fold_in(key, first)
+            found = predictions(network, batch_key, batch['image'], batch['label'], attack)
+            return {'prediction': found}
 
         lines = record(evaluation, attack or {}, predict, np.arange(count))
         return np.array([line['label'] == line['prediction'] for line in lines])
@@ -95,6 +96,8 @@ def evaluate(
             'attacked': float(np.mean(~stands)),
             'undecided': float(np.mean(stands & ~verified)),
         }
+    if settings.smooth.examples:
+        robust['smooth'] = _certified_radii(settings.smooth, network, key, record, count)
     total = sparsity(variables)['total']
     return {
         'name': name,
@@ -106,8 +109,41 @@ def evaluate(
     }
 
 
-def _least_margin(network, methods, ball, memory_gb, batch, first):
+def _certified_radii(settings: ConfigDict, network, key, record, count: int) -> dict:
+    """Returns the entry of randomized smoothing."""
+    sampling = {name: settings[name] for name in ('sigma', 'n0', 'n', 'alpha')}
+    count = min(settings.examples, count)
+
+    def certify(batch, first):
+        prediction, radius = smoothing.certify(
+            network,
+            key,
+            to_float(batch['image']),
+            batch_size=settings.batch_size,
+            num_classes=jax.eval_shape(network, to_float(batch['image'])).shape[-1],
+            first=first,
+            **sampling,
+        )
+        return {'prediction': prediction, 'radius': radius}
+
+    images_at_once = max(1, settings.batch_size // (settings.n0 + settings.n))
+    lines = record('smooth', sampling, certify, np.arange(count), images_at_once)
+    right = np.array([line['label'] == line['prediction'] for line in lines])
+    radius = np.array([line['radius'] for line in lines])
+    return {
+        **sampling,
+        'examples': count,
+        'acr': float(np.mean(right * radius)),
+        'abstention': float(np.mean([line['prediction'] == smoothing.ABSTAIN for line in lines])),
+        'certified_accuracy': {
+            f'{r:g}': float(np.mean(right & (radius >= r))) for r in settings.radii
+        },
+    }
+
+
+def _least_margin(network, mesh, methods, ball, memory_gb, batch, first):
     """The least margin of each image, of each margin the largest bound."""
+    batch = sharding.shard_batch(mesh, batch)
     images, labels = to_float(batch['image']), batch['label']
     lower = -jnp.inf
     for method in methods:
@@ -123,10 +159,11 @@ def _recorded(
     measure: Callable[[dict, int], dict[str, jax.Array]],
     test: Split,
     wanted: np.ndarray,
+    size: int,
 ) -> list[dict]:
     """Returns path's lines for the wanted examples, after adding those that are missing.
 
-    measure(batch, number of its first line) -> {field: [B]}.
+    measure(batch of `size` images, number of its first line) -> {field: [B]}.
     """
     lines = read_jsonl(path)
     if lines and lines[0] != header:
@@ -134,14 +171,12 @@ def _recorded(
         raise ValueError(
             f'{path} holds an evaluation with other settings ({found}): move it away to redo it'
         )
-    size = header['batch_size']
     done = lines[1:] if lines else []
     if len(done) >= len(wanted):
         return done[: len(wanted)]
     # Whole batches are kept, so that an interrupted evaluation draws the same starts.
     done = done[: len(done) // size * size]
     write_atomically(path, ''.join(json.dumps(line) + '\n' for line in [header, *done]))
-    mesh = sharding.make_mesh()
     with (
         path.open('a') as file,
         tqdm(
@@ -150,7 +185,7 @@ def _recorded(
     ):
         for batch in eval_batches(test.images[wanted], test.labels[wanted], size, start=len(done)):
             first, real = len(done), int(batch['mask'].sum())
-            fields = jax.device_get(measure(sharding.shard_batch(mesh, batch), first))
+            fields = jax.device_get(measure(batch, first))
             for i, index in enumerate(wanted[first : first + real]):
                 line = {'index': int(index), 'label': int(batch['label'][i])}
                 done.append(line | {field: value[i].item() for field, value in fields.items()})

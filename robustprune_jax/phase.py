@@ -23,6 +23,7 @@ from robustprune_jax.log import PhaseLog
 from robustprune_jax.masks import init_scores
 from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.optim import optimizer, phase_labels, schedule
+from robustprune_jax.smoothing import soft_radii
 from robustprune_jax.step import create_state, logits_fn, predictions, train_step, with_masks
 
 
@@ -148,13 +149,19 @@ def train(
                 )
                 return verified(lower)
 
+            def radii(batch):
+                images, labels = to_float(batch['image']), batch['label']
+                return soft_radii(network, validation_key, images, labels, **objective.smoothing)
+
             measures = {'validation_accuracy': partial(is_right, None)}
             if objective.attack:
                 measures['validation_robust_accuracy'] = partial(is_right, objective.attack)
             if objective.certificate:
                 measures['validation_verified_accuracy'] = is_verified
+            if objective.smoothing:
+                measures['validation_radius'] = radii
             return {
-                metric: _fraction(measure, splits.validation, config.evaluate.batch_size)
+                metric: _mean(measure, splits.validation, config.evaluate.batch_size)
                 for metric, measure in measures.items()
             }
 
@@ -198,12 +205,12 @@ def train(
                     sys.exit(0)
 
 
-def _fraction(measure, split: Split, batch_size):
-    counted = sum(
-        np.sum(np.asarray(measure(batch)) & batch['mask'])
+def _mean(measure, split: Split, batch_size):
+    total = sum(
+        np.sum(np.asarray(measure(batch))[batch['mask']])
         for batch in eval_batches(*split, batch_size)
     )
-    return float(counted / len(split.labels))
+    return float(total / len(split.labels))
 
 
 class _StopRequest:

@@ -24,6 +24,7 @@ from robustprune_jax.masks import SCORE_INITS
 from robustprune_jax.models import create_model
 from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.objectives.ramps import RAMPS
+from robustprune_jax.objectives.smooth import SMOOTHINGS
 from robustprune_jax.optim import OPTIMIZERS, SCHEDULES
 
 # phase -> the phase whose network it starts from
@@ -94,13 +95,16 @@ def check_names(config: ConfigDict) -> None:
     lookup(SCORE_INITS, config.prune.score_init, 'score init')
     for method in configs.certificates(config):
         lookup(dict.fromkeys(METHODS), method, 'method of bounds')
+    lookup(SMOOTHINGS, config.smooth.method, 'smoothing method')
     lookup(RAMPS, config.certified.ramp, 'ramp')
     for name in ('pretrain', 'prune', 'finetune', 'lwm'):
         lookup(OBJECTIVES, configs.objective_name(config, name), 'objective')
         lookup(OPTIMIZERS, config[name].optimizer, 'optimizer')
         lookup(SCHEDULES, config[name].schedule, 'schedule')
         sharding.check_batch_size(config[name].batch_size, f'config.{name}.batch_size')
-    sharding.check_batch_size(config.evaluate.batch_size, 'config.evaluate.batch_size')
+    evaluate, smooth = config.evaluate, config.evaluate.smooth
+    sharding.check_batch_size(evaluate.batch_size, 'config.evaluate.batch_size')
+    sharding.check_batch_size(smooth.batch_size, 'config.evaluate.smooth.batch_size')
 
 
 def _check_images(config, module, splits):

@@ -217,7 +217,7 @@ def test_one_density_has_no_figure_over_densities(workdir):
 def test_deep_networks_show_some_of_their_layers():
     layers = {f'layer{i}': np.arange(6.0).reshape(2, 3) for i in range(40)}
     weights = {'pretrain': layers, 'lwm_0.1': layers}
-    run = Run(Path('.'), {'networks': []}, {}, weights, [])
+    run = Run(Path('.'), {'networks': []}, {}, weights, {}, [])
     caption = figures.histograms(run, '0.1').caption
     assert caption.endswith('12 of 40 layers, evenly spaced.')
 

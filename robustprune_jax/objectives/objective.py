@@ -35,14 +35,15 @@ class Objective(NamedTuple):
     batch: 'image' float32 [B, H, W, C] in [0, 1] and 'label' [B]; 'noise' [B, H, W, C], standard
     normal, replaces what the objective would draw from `key`. carry: the objective's own state,
     made by init_carry(batch_shape) and checkpointed. metrics: scalars, averages over the batch.
-    attack: settings of attacks.pgd, certificate: settings of bounds.margins, under which validation
-    measures the quality of a checkpoint; without both: clean accuracy.
+    attack, certificate, smoothing: settings of attacks.pgd, bounds.margins or smoothing.soft_radii,
+    by which validation measures the quality of a checkpoint; without any: clean accuracy.
     """
 
     loss: Callable[..., tuple[jax.Array, tuple[Any, Any, dict[str, jax.Array]]]]
     init_carry: Callable[[tuple[int, ...]], Any] = lambda batch_shape: ()
     attack: dict[str, Any] | None = None
     certificate: dict[str, Any] | None = None
+    smoothing: dict[str, Any] | None = None
 
 
 def eval_logits(logits_of: LogitsOf, batch_stats: Any = None) -> Partial:

@@ -1,17 +1,25 @@
-"""Stability training for randomized smoothing (Li et al. 2019): the original's `smooth`."""
+"""Training for randomized smoothing: stability, Gaussian augmentation, adversarial."""
 
+import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
+from robustprune_jax import attacks
 from robustprune_jax.attacks import cross_entropy
-from robustprune_jax.objectives.objective import Objective, accuracy, kl_divergence, normal_noise
+from robustprune_jax.config import lookup
+from robustprune_jax.objectives.objective import (
+    Objective,
+    accuracy,
+    frozen_logits,
+    kl_divergence,
+    normal_noise,
+)
+from robustprune_jax.smoothing import soft_vote
 
 
-def smooth(config) -> Objective:
-    """Returns the objective CE(f(x), y) + beta * KL(f(x) || f(x + sigma * noise)).
-
-    Both in training mode, the noise not clipped, a gradient through both sides of the KL.
-    Reads config.smooth: sigma, in pixel units, and beta.
-    """
+def _stability(config):
+    """CE(f(x), y) + beta * KL(f(x) || f(x + sigma * noise)), a gradient through both sides (Li et
+    al. 2019; the original's)."""
     sigma, beta = config.smooth.sigma, config.smooth.beta
 
     def loss(logits_of, carry, batch, key, progress):
@@ -27,4 +35,57 @@ def smooth(config) -> Objective:
         total = jnp.mean(cross_entropy(clean, labels)) + beta * stability
         return total, (carry, batch_stats, metrics)
 
-    return Objective(loss)
+    return loss
+
+
+def _gaussian(config):
+    """CE(f(x + sigma * noise), y) (Cohen et al. 2019)."""
+    sigma = config.smooth.sigma
+
+    def loss(logits_of, carry, batch, key, progress):
+        noisy_images = batch['image'] + sigma * normal_noise(batch, key)
+        noisy, batch_stats = logits_of(noisy_images, train=True)
+        metrics = {'noisy_accuracy': accuracy(noisy, batch['label'])}
+        return jnp.mean(cross_entropy(noisy, batch['label'])), (carry, batch_stats, metrics)
+
+    return loss
+
+
+def _adversarial(config):
+    """The mean over `samples` noises of CE(f(x_adv + sigma * noise), y): SmoothAdv (Salman et al.
+    2019). x_adv, by PGD with config.attack, maximises the cross-entropy of the softmax averaged
+    over the same noises.
+    """
+    sigma, samples, attack = config.smooth.sigma, config.smooth.samples, dict(config.attack)
+
+    def loss(logits_of, carry, batch, key, progress):
+        images, labels = batch['image'], batch['label']
+        noise_key, attack_key = jax.random.split(key)
+        noise = sigma * jax.random.normal(noise_key, (samples, *images.shape), images.dtype)
+        vote = Partial(_log_vote, frozen_logits(logits_of), noise)
+        adversarial = attacks.pgd(vote, attack_key, images, labels, **attack)
+        noisy_images = (adversarial + noise).reshape(-1, *images.shape[1:])
+        noisy, batch_stats = logits_of(noisy_images, train=True)
+        repeated = jnp.tile(labels, samples)
+        metrics = {'noisy_accuracy': accuracy(noisy, repeated)}
+        return jnp.mean(cross_entropy(noisy, repeated)), (carry, batch_stats, metrics)
+
+    return loss
+
+
+def _log_vote(network, noise, images):
+    """Logits of the soft smoothed classifier: its log-probabilities."""
+    return jnp.log(soft_vote(network, noise, images))
+
+
+SMOOTHINGS = {'stability': _stability, 'gaussian': _gaussian, 'adversarial': _adversarial}
+
+
+def smooth(config) -> Objective:
+    """Returns the objective of config.smooth.method, in training mode and with unclipped noise.
+
+    Reads config.smooth: method, sigma (in pixel units), beta (of stability), samples (noises of
+    adversarial, which also reads config.attack). Validation estimates certified radii.
+    """
+    method = lookup(SMOOTHINGS, config.smooth.method, 'smoothing method')
+    return Objective(method(config), smoothing={'sigma': config.smooth.sigma})

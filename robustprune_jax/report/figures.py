@@ -52,7 +52,40 @@ def draw(run: Run) -> list[Drawn]:
     """Returns the figures that the files of a run suffice for."""
     with matplotlib.rc_context(STYLE):
         kept = [histograms(run, density) for density in run.densities]
-        return [figure for figure in (accuracy_by_density(run), *kept, curves(run)) if figure]
+        figures = (accuracy_by_density(run), certified_by_radius(run), *kept, curves(run))
+        return [figure for figure in figures if figure]
+
+
+def certified_by_radius(run: Run) -> Drawn | None:
+    """Certified accuracy against the l_2 radius, of every network that smoothing certified."""
+    if not run.radii:
+        return None
+    tones = _tones(run.densities)
+    figure = Figure(figsize=(WIDTH, 3.4), layout='constrained')
+    axis = figure.subplots()
+    for name, radii in run.radii.items():
+        kind, _, density = name.partition('_')
+        line = {'lwm': '--', 'pruned': ':'}.get(kind, '-')
+        reached = np.sort(radii[radii > 0])
+        at_least = 100 * np.arange(len(reached), 0, -1) / len(radii)
+        # From radius 0 on, a step down where the certificate of an image ends.
+        start = 100 * np.mean(radii > 0)
+        axis.step(
+            np.append(0, reached), np.append(start, at_least), where='pre', ls=line,
+            color=tones.get(density, '#333333'), label=name,
+        )  # fmt: skip
+    axis.set_xlabel('$\\ell_2$ radius (pixel units)')
+    axis.set_ylabel('certified accuracy (%)')
+    axis.set_xlim(left=0)
+    axis.set_ylim(bottom=0)
+    axis.legend(ncols=2)
+    return Drawn(
+        'certified.png',
+        'Certified accuracy by randomized smoothing',
+        'Images whose class is right and certified at a radius. Solid: learned masks and the '
+        'pretrained network; dashed: LWM.',
+        _png(figure),
+    )
 
 
 def accuracy_by_density(run: Run) -> Drawn | None:
@@ -157,6 +190,9 @@ CURVES = (  # title, unit, key while training, key on the validation part
     ('training loss', 1, 'loss', None),
     ('clean accuracy (%)', 100, 'accuracy', 'validation_accuracy'),
     ('robust accuracy (%)', 100, 'robust_accuracy', 'validation_robust_accuracy'),
+    ('verified accuracy (%)', 100, 'verified_accuracy', 'validation_verified_accuracy'),
+    ('accuracy under noise (%)', 100, 'noisy_accuracy', None),
+    ('estimated radius', 1, None, 'validation_radius'),
 )
 PHASE_TITLES = {
     'pretrain': 'pretraining',
@@ -174,8 +210,7 @@ def curves(run: Run) -> Drawn | None:
     phases = [p for p in PHASE_TITLES if any(k.split('/')[-1] == p for k in lines_of)]
     if not rows:
         return None
-    tones = matplotlib.colormaps['plasma'](np.linspace(0.05, 0.8, max(len(run.densities), 1)))
-    colour = dict(zip(run.densities, tones, strict=False))
+    colour = _tones(run.densities)
     figure = Figure(figsize=(WIDTH, 0.6 + 1.8 * len(rows)), layout='constrained')
     axes = figure.subplots(len(rows), len(phases), squeeze=False, sharex='col', sharey='row')
     for part, lines in lines_of.items():
@@ -206,6 +241,12 @@ def curves(run: Run) -> Drawn | None:
         'robust. Dots: the validation part of the training split.',
         _png(figure),
     )
+
+
+def _tones(densities: list[str]) -> dict[str, np.ndarray]:
+    """Returns a colour for each density."""
+    tones = matplotlib.colormaps['plasma'](np.linspace(0.05, 0.8, max(len(densities), 1)))
+    return dict(zip(densities, tones, strict=False))
 
 
 def _grid(panels: int, across: int, height: float) -> tuple[Figure, list]:

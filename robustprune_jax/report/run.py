@@ -17,14 +17,16 @@ class Run(NamedTuple):
 
     result: result.json, without networks if it is not there; metrics: part ('pretrain',
     'density_0.1/prune', ...) -> lines of its metrics.jsonl; weights: network -> {layer: kernel of
-    2 or 4 dimensions, as PyTorch has it}; missing: a sentence for each file that should be there
-    and is not, or cannot be read.
+    2 or 4 dimensions, as PyTorch has it}; radii: network -> the certified radius of each image that
+    smoothing saw, 0 where its prediction is wrong; missing: a sentence for each file that should be
+    there and is not, or cannot be read.
     """
 
     workdir: Path
     result: dict
     metrics: dict[str, list[dict]]
     weights: dict[str, dict[str, np.ndarray]]
+    radii: dict[str, np.ndarray]
     missing: list[str]
 
     @property
@@ -49,11 +51,13 @@ def read(workdir: str | os.PathLike) -> Run:
     parts = dict.fromkeys([*begun, *(part for name in names for part in _parts_of(name))])
     metrics = {part: _metrics(workdir, part, missing) for part in parts}
     weights = {name: _weights(workdir, name, missing) for name in names}
+    radii = {name: _radii(workdir, name) for name in names}
     return Run(
         workdir,
         result,
         {part: lines for part, lines in metrics.items() if lines},
         {name: layers for name, layers in weights.items() if layers},
+        {name: values for name, values in radii.items() if len(values)},
         missing,
     )
 
@@ -122,6 +126,12 @@ def _weights(workdir: Path, network: str, missing: list[str]) -> dict[str, np.nd
         for name, kernel in state.items()
         if name.endswith('.weight') and kernel.ndim in (2, 4)
     }
+
+
+def _radii(workdir: Path, network: str) -> np.ndarray:
+    """Returns a network's certified radii, [] if smoothing was not evaluated."""
+    lines = read_jsonl(workdir / 'examples' / f'{network}.smooth.jsonl')[1:]
+    return np.array([x['radius'] * (x['label'] == x['prediction']) for x in lines])
 
 
 def _is_number(text: str) -> bool:
