@@ -1,10 +1,4 @@
-"""Gradient attacks on any logits function (Madry et al. 2018), in pixel units.
-
-    images = pgd(logits_fn, key, images, labels, eps=8 / 255, step_size=2 / 255, steps=20)
-
-`logits_fn` maps images [B, H, W, C] to logits [B, K]. A `jax.tree_util.Partial(apply, variables)`
-keeps weights out of the compiled program; a plain callable is wrapped.
-"""
+"""Projected gradient descent on any logits function (Madry et al. 2018)."""
 
 from collections.abc import Callable
 from functools import partial
