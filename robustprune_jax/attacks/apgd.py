@@ -1,0 +1,129 @@
+"""Auto-PGD (Croce & Hein 2020, Algorithm 1), with their losses, in the paper's names."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robustprune_jax.attacks.pgd import NORMS, cross_entropy
+from robustprune_jax.attacks.slots import Attack, choose, fools, own_class, rows
+
+ALPHA, RHO = 0.75, 0.75
+TINY = 1e-12
+
+
+def _at(logits, classes):
+    return jnp.take_along_axis(logits, classes[:, None], axis=1)[:, 0]
+
+
+def dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns the difference of logits ratio, [B] (Equation 6); 3 classes at least."""
+    ordered = jax.lax.top_k(logits, 3)[0]
+    wrong = jnp.max(jnp.where(own_class(logits, labels), -jnp.inf, logits), axis=-1)
+    return (wrong - _at(logits, labels)) / (ordered[:, 0] - ordered[:, 2] + TINY)
+
+
+def targeted_dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns the targeted difference of logits ratio, [B] (Equation 7); 4 classes at least."""
+    ordered = jax.lax.top_k(logits, 4)[0]
+    scale = ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2
+    return (_at(logits, targets) - _at(logits, labels)) / (scale + TINY)
+
+
+def _cross_entropy(logits, labels, targets):
+    return cross_entropy(logits, labels)
+
+
+# Each maps logits [B, K], labels [B], targets [B] to what is ascended, [B].
+LOSSES: dict[str, Callable] = {'ce': _cross_entropy, 'dlr': dlr, 'dlr_targeted': targeted_dlr}
+CLASSES_NEEDED = {'ce': 2, 'dlr': 3, 'dlr_targeted': 4}
+
+
+def checkpoints(steps: int) -> np.ndarray:
+    """Returns [steps + 1]: at the paper's w_j the steps since w_{j-1}, elsewhere 0."""
+    windows = np.zeros(steps + 1, np.int32)
+    before, p, w = 0.0, 0.22, 0
+    while p <= 1:
+        w_next = min(math.ceil(p * steps - 1e-9), steps)
+        windows[w_next] = w_next - w
+        before, p, w = p, p + max(p - before - 0.03, 0.06), w_next
+    return windows
+
+
+def _start(slot, eps, *, norm, loss, steps):
+    images = slot['image']
+    noise = {'linf': lambda k, s: jax.random.uniform(k, s, minval=-1), 'l2': jax.random.normal}
+    noise = jax.vmap(lambda key: noise[norm](key, images.shape[1:]))(slot['key'])
+    flat = noise.reshape(len(noise), -1)
+    size = jnp.max(jnp.abs(flat), 1) if norm == 'linf' else jnp.linalg.norm(flat, axis=1)
+    x = jnp.clip(images + eps * noise / rows(size, noise), 0, 1)  # the ball's boundary
+    low = jnp.full(len(images), -jnp.inf)
+    return {
+        'x': x,
+        'previous': x,
+        'loss': low,
+        'x_max': x,
+        'f_max': low,
+        'gradient_max': jnp.zeros_like(x),
+        'eta': jnp.full(len(images), 2.0) * eps,
+        'increases': jnp.zeros(len(images), jnp.int32),
+        'f_max_before': low,  # at the last checkpoint
+        'halved': jnp.ones(len(images), bool),  # eta, there
+    }
+
+
+def _step(logits_fn, slot, age, state, eps, *, norm, loss, steps):
+    """One iterate per image: evaluates x, then moves it."""
+    _, project, direction = NORMS[norm]
+    image, x = slot['image'], state['x']
+
+    def total(x):
+        logits = logits_fn(x)
+        losses = LOSSES[loss](logits, slot['label'], slot['target'])
+        return jnp.sum(losses), (losses, logits)
+
+    gradient, (losses, logits) = jax.grad(total, has_aux=True)(x)
+    first = age == 0
+    best = {'x_max': x, 'f_max': losses, 'gradient_max': gradient}
+    best = choose(first | (losses > state['f_max']), best, {name: state[name] for name in best})
+    increases = state['increases'] + (~first & (losses > state['loss']))
+
+    window = jnp.asarray(checkpoints(steps))[jnp.minimum(age, steps)]
+    at_checkpoint = window > 0
+    oscillates = increases < RHO * window
+    stuck = ~state['halved'] & (best['f_max'] <= state['f_max_before'])
+    halve = at_checkpoint & (oscillates | stuck)
+    eta = jnp.where(halve, state['eta'] / 2, state['eta'])
+    x0, ascent = choose(halve, (best['x_max'], best['gradient_max']), (x, gradient))
+
+    def to_ball(x):
+        return project(jnp.clip(x, 0, 1), image, eps)
+
+    z = to_ball(x0 + rows(eta, x) * direction(ascent))
+    alpha = rows(jnp.where(first, 1.0, ALPHA), x)
+    moved = to_ball(x0 + alpha * (z - x0) + (1 - alpha) * (x0 - state['previous']))
+    return (
+        {
+            'x': moved,
+            'previous': x0,
+            'loss': losses,
+            **best,
+            'eta': eta,
+            'increases': jnp.where(at_checkpoint, 0, increases),
+            'f_max_before': jnp.where(at_checkpoint, best['f_max'], state['f_max_before']),
+            'halved': jnp.where(at_checkpoint, halve, state['halved']),
+        },
+        x,
+        fools(logits, slot['label']),
+    )
+
+
+def apgd(*, norm: str = 'linf', loss: str = 'ce', steps: int = 100) -> Attack:
+    """Returns Auto-PGD for `slots.run`: the start point and `steps` steps, in 'linf' or 'l2'.
+
+    loss: 'ce', 'dlr', or 'dlr_targeted' (which reads the targets).
+    """
+    settings = (('norm', norm), ('loss', loss), ('steps', steps))
+    return Attack(_start, _step, steps + 1, settings)

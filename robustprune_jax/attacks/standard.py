@@ -1,0 +1,163 @@
+"""The ensemble by which the field ranks defences: AutoAttack (Croce & Hein 2020)."""
+
+import math
+import warnings
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from robustprune_jax.attacks.apgd import CLASSES_NEEDED, apgd
+from robustprune_jax.attacks.fab import fab
+from robustprune_jax.attacks.pgd import NORMS, cross_entropy
+from robustprune_jax.attacks.slots import Attack, logits_of, run
+from robustprune_jax.attacks.square import square
+
+# name -> (attack of a norm, most target classes, classes needed); 0 targets: any wrong class.
+ATTACKS: dict[str, tuple[Callable[..., Attack], int, int]] = {
+    'apgd-ce': (apgd, 0, CLASSES_NEEDED['ce']),
+    'apgd-dlr': (lambda norm: apgd(norm=norm, loss='dlr'), 0, CLASSES_NEEDED['dlr']),
+    'apgd-t': (lambda norm: apgd(norm=norm, loss='dlr_targeted'), 9,
+               CLASSES_NEEDED['dlr_targeted']),
+    'fab-t': (fab, 9, 2),
+    'square': (square, 0, 2),
+}  # fmt: skip
+STANDARD = ('apgd-ce', 'apgd-t', 'fab-t', 'square')
+
+
+def standard(
+    logits_fn: Callable[[jax.Array], jax.Array],
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    eps: float,
+    norm: str = 'linf',
+    attacks: tuple[str, ...] = STANDARD,
+    batch_size: int = 128,
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Returns adversarial images, and the accuracy that is left after each attack.
+
+    AutoAttack's standard version: APGD on cross-entropy (100 steps), targeted APGD and FAB-T (100
+    steps at each of the 9 likeliest wrong classes), Square (5,000 queries), one run each, every
+    attack on the images that still stand.
+
+    images: [N, H, W, C] in [0, 1], any number; labels: [N] ints; eps in pixel units, in `norm`
+    ('linf' or 'l2'). attacks: names of ATTACKS, in order. batch_size: images in one compiled batch.
+    The images returned are float32 [N, H, W, C] within eps and in [0, 1]: misclassified where one
+    was found, otherwise the clean image. The accuracies are of 'clean' and of each attack.
+
+    Raises ValueError on settings or images without meaning, on logits that are not finite, and on
+    fewer classes than a loss needs. Warns (UserWarning) where the result is not to be trusted: the
+    network is random, gradients are zero, or its outputs are probabilities. Not for use in `jit`.
+    The network should be in eval mode.
+    """
+    images, labels = np.asarray(images, np.float32), np.asarray(labels)
+    _check_settings(images, labels, eps, norm, attacks, batch_size)
+    logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+    logits = logits_of(logits_fn, images, batch_size)
+    _check_logits(logits, labels, attacks)
+    _warn(logits_fn, images[:batch_size], labels[:batch_size], logits)
+    stands = logits.argmax(-1) == labels
+    adversarial, accuracy = images.copy(), {'clean': float(stands.mean())}
+    # Wrong classes, the likeliest first.
+    others = np.argsort(np.where(_own(logits, labels), np.inf, -logits), axis=-1)[:, :-1]
+    for i, name in enumerate(attacks):
+        attack, most, _ = ATTACKS[name]
+        index = np.flatnonzero(stands)
+        if len(index):
+            targets = others[index, :most] if most else np.zeros((len(index), 1), int)
+            found, fooled = run(
+                attack(norm=norm),
+                logits_fn,
+                jax.random.fold_in(key, i),
+                images[index],
+                labels[index],
+                targets,
+                eps=eps,
+                batch_size=batch_size,
+            )
+            index, found = index[fooled], found[fooled]
+            if len(index):
+                # The attack's own forward pass is another program, whose rounding may differ.
+                wrong = logits_of(logits_fn, found, batch_size).argmax(-1) != labels[index]
+                adversarial[index[wrong]] = found[wrong]
+                stands[index[wrong]] = False
+        accuracy[name] = float(stands.mean())
+    return adversarial, accuracy
+
+
+def _own(logits, labels):
+    return np.arange(logits.shape[-1]) == labels[:, None]
+
+
+def _check_settings(images, labels, eps, norm, attacks, batch_size):
+    if norm not in NORMS:
+        raise ValueError(f'unknown norm {norm!r}: one of {", ".join(NORMS)}')
+    for name in attacks:
+        if name not in ATTACKS:
+            raise ValueError(f'unknown attack {name!r}: one of {", ".join(ATTACKS)}')
+    if images.ndim != 4 or not len(images):
+        raise ValueError(f'images have shape {images.shape}: expected [N, H, W, C], N at least 1')
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f'labels are {labels.dtype} {list(labels.shape)}: expected ints [{len(images)}]'
+        )
+    if batch_size < 1:
+        raise ValueError(f'batch_size is {batch_size}: expected at least 1')
+    largest = 1.0 if norm == 'linf' else math.sqrt(images[0].size)
+    if not 0 < eps <= largest:
+        raise ValueError(f'eps is {eps}: expected above 0 and at most {largest:g}, in pixel units')
+    outside = ~((images >= 0) & (images <= 1)).all(axis=(1, 2, 3))
+    if outside.any():
+        bad = images[outside.argmax()]
+        raise ValueError(
+            f'image {outside.argmax()} has values from {bad.min():g} to {bad.max():g}: '
+            'expected images in [0, 1]'
+        )
+
+
+def _check_logits(logits, labels, attacks):
+    classes = logits.shape[-1]
+    bad = ~np.isfinite(logits).all(-1)
+    if bad.any():
+        raise ValueError(f'the logits of image {bad.argmax()} are not finite')
+    bad = (labels < 0) | (labels >= classes)
+    if bad.any():
+        raise ValueError(
+            f'the label of image {bad.argmax()} is {labels[bad.argmax()]}: the network has '
+            f'classes 0 to {classes - 1}'
+        )
+    for name in attacks:
+        needed = ATTACKS[name][2]
+        if classes < needed:
+            raise ValueError(
+                f'{name} needs at least {needed} classes, the network has {classes}: choose '
+                "attacks=('apgd-ce', 'fab-t', 'square')"
+            )
+
+
+@jax.jit
+def _gradients(logits_fn, images, labels):
+    return jax.grad(lambda x: jnp.sum(cross_entropy(logits_fn(x), labels)))(images)
+
+
+def _warn(logits_fn, images, labels, logits):
+    """Warns of what makes the result doubtful, after a look at the first batch."""
+
+    def warn(message):
+        warnings.warn(message, stacklevel=3)
+
+    again = logits_of(logits_fn, images, len(images))
+    if not np.allclose(again, logits_of(logits_fn, images, len(images)), rtol=0, atol=1e-6):
+        warn('the network is random: it gave the same images two different outputs')
+    zero = ~np.any(_gradients(logits_fn, images, labels), axis=(1, 2, 3))
+    if zero.any():
+        warn(
+            f'{zero.sum()} of {len(images)} images have a zero gradient (of cross-entropy): attacks'
+            ' by gradient may fail there'
+        )
+    if logits.min() >= 0 and np.allclose(logits.sum(-1), 1, atol=1e-4):
+        warn('the outputs look like probabilities: the losses need logits')
