@@ -59,15 +59,13 @@ def _forward(logits_fn, images):
     return logits_fn(images)
 
 
-def logits_of(
-    logits_fn: Partial, images: np.ndarray, batch_size: int, *args: jax.Array
-) -> np.ndarray:
+def logits_of(logits_fn: Partial, images: np.ndarray, batch_size: int) -> np.ndarray:
     """Returns the logits [N, K] of images [N, H, W, C], in batches of one shape."""
     logits = []
     for first in range(0, len(images), batch_size):
         part = images[first : first + batch_size]
         padded = np.concatenate([part, np.repeat(part[:1], batch_size - len(part), axis=0)])
-        logits.append(np.asarray(_forward(Partial(logits_fn, *args), padded))[: len(part)])
+        logits.append(np.asarray(_forward(logits_fn, padded))[: len(part)])
     return np.concatenate(logits)
 
 
