@@ -27,13 +27,16 @@ def to_hyperplane(x: jax.Array, w: jax.Array, value: jax.Array, norm: str) -> ja
     size, needed = jnp.abs(w), jnp.abs(value)
     slope = jnp.ones_like(w) if norm == 'linf' else size
 
-    def newton(_, length):
+    def newton(state):
+        _, length, steps = state
         free = length[:, None] * slope < room
         gained = jnp.sum(jnp.where(free, 0, size * room), axis=1)
         rate = jnp.sum(jnp.where(free, size * slope, 0), axis=1)
-        return jnp.where(rate > 0, jnp.maximum((needed - gained) / rate, length), length)
+        longer = jnp.where(rate > 0, jnp.maximum((needed - gained) / rate, length), length)
+        return jnp.any(longer > length * (1 + 1e-6)), longer, steps + 1
 
-    length = jax.lax.fori_loop(0, NEWTON_STEPS, newton, jnp.zeros_like(needed))
+    start = (jnp.bool(True), jnp.zeros_like(needed), 0)
+    _, length, _ = jax.lax.while_loop(lambda s: s[0] & (s[2] < NEWTON_STEPS), newton, start)
     return towards * jnp.minimum(length[:, None] * slope, room)
 
 
