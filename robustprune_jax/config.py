@@ -111,6 +111,9 @@ def default() -> ConfigDict:
     config.evaluate.pruned = False  # also evaluate the networks between prune and finetune
     config.evaluate.batch_size = 256
     config.evaluate.examples = 0  # the first N test images; 0: all
+    # pgd; standard: after PGD, also AutoAttack's ensemble, in the ball of evaluate.pgd, which
+    # takes as long as thousands of forward passes of every image that stands.
+    config.evaluate.attack = 'pgd'
     config.evaluate.pgd = ConfigDict()
     config.evaluate.pgd.eps = 0.1  # pixel units
     config.evaluate.pgd.step_size = 0.01
@@ -242,6 +245,12 @@ def check(config: ConfigDict) -> None:
     require('evaluate.pgd.restarts', config.evaluate.pgd.restarts >= 1, 'at least 1')
     require(
         'evaluate.checkpoint', config.evaluate.checkpoint in ('latest', 'best'), 'latest or best'
+    )
+    require('evaluate.attack', config.evaluate.attack in ('pgd', 'standard'), 'pgd or standard')
+    require(
+        'evaluate.attack',
+        config.evaluate.attack == 'pgd' or config.dataset.num_classes >= 4,
+        'pgd: standard needs at least 4 classes',
     )
     require('evaluate.batch_size', config.evaluate.batch_size >= 1, 'at least 1')
     require('evaluate.examples', config.evaluate.examples >= 0, 'a count, or 0 for all')

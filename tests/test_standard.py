@@ -1,5 +1,7 @@
 """The standard ensemble, on networks whose answer is known."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,10 @@ from robustprune_jax.attacks.apgd import apgd, checkpoints
 from robustprune_jax.attacks.fab import fab, to_hyperplane
 from robustprune_jax.attacks.slots import run
 from robustprune_jax.attacks.square import eta, square, widths
+from robustprune_jax.config import default
+from robustprune_jax.data import Split, load
+from robustprune_jax.evaluate import evaluate
+from robustprune_jax.models import create_model
 
 SHAPE = (24, 6, 6, 2)
 WEIGHTS = jax.random.normal(jax.random.key(0), (72, 4))
@@ -286,3 +292,33 @@ def test_doubtful_networks_bring_a_warning():
     for network, message in ((random_network, 'random'), (probabilities, 'probabilities')):
         with pytest.warns(UserWarning, match=message):
             standard(network, jax.random.key(0), IMAGES, LABELS, eps=0.01, attacks=())
+
+
+def test_evaluation_records_what_broke_each_image(tmp_path):
+    """Interrupted, it goes on where it stopped and ends with the same result."""
+    config = default()
+    config.evaluate.update(attack='standard', batch_size=4, examples=6)
+    config.evaluate.pgd.update(eps=0.3, steps=5)
+    module = create_model('mnist_model')
+    test = load(config.dataset).test
+    variables = module.init(jax.random.key(0), np.zeros((1, 28, 28, 1)))
+    logits = module.apply(variables, test.images[:6] / np.float32(255))
+    labels = np.array(jnp.argmax(logits, -1))
+    labels[0] = (labels[0] + 1) % 10
+    test = Split(test.images[:6], labels)
+
+    def robust():
+        return evaluate(config, 'pretrain', module, variables, test, tmp_path)['robust']
+
+    first = robust()
+    entry = first['standard']
+    assert {'accuracy', 'examples', 'eps', 'norm', 'after'} == entry.keys()
+    assert list(entry['after']) == ['clean', *STANDARD]
+    assert entry['after']['clean'] == pytest.approx(5 / 6)
+    assert entry['accuracy'] == entry['after']['square'] <= first['pgd']['accuracy']
+    path = tmp_path / 'examples/pretrain.standard.jsonl'
+    whole = path.read_text()
+    assert json.loads(whole.splitlines()[1])['broken_by'] == 'clean'
+    path.write_text('\n'.join(whole.splitlines()[:6]) + '\n')
+    assert robust() == first
+    assert path.read_text() == whole

@@ -8,14 +8,16 @@ keeps weights out of the compiled program; a plain callable is wrapped.
 """
 
 from robustprune_jax.attacks.pgd import LOSSES, NORMS, cross_entropy, margin, pgd
-from robustprune_jax.attacks.standard import ATTACKS, STANDARD, standard
+from robustprune_jax.attacks.standard import ATTACKS, STANDARD, accuracy_after, in_order, standard
 
 __all__ = [
     'ATTACKS',
     'LOSSES',
     'NORMS',
     'STANDARD',
+    'accuracy_after',
     'cross_entropy',
+    'in_order',
     'margin',
     'pgd',
     'standard',

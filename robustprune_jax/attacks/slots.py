@@ -91,9 +91,8 @@ def run(
     waiting = list(np.arange(targets.size).reshape(targets.shape).T.ravel()[::-1])
     jobs = np.full(batch_size, -1)
     slot = progress = None
-    while True:
-        image_of = jobs // per_image
-        jobs[(jobs >= 0) & fooled[image_of]] = -1
+    while waiting or (jobs >= 0).any():
+        jobs[(jobs >= 0) & fooled[jobs // per_image]] = -1
         fresh = np.zeros(batch_size, bool)
         for free in np.flatnonzero(jobs < 0):
             while waiting and fooled[waiting[-1] // per_image]:

@@ -54,39 +54,68 @@ def standard(
     network is random, gradients are zero, or its outputs are probabilities. Not for use in `jit`.
     The network should be in eval mode.
     """
+    adversarial, broken_by = in_order(
+        logits_fn, key, images, labels, eps=eps, norm=norm, attacks=attacks, batch_size=batch_size
+    )
+    return adversarial, accuracy_after(broken_by, attacks)
+
+
+def accuracy_after(broken_by: np.ndarray, attacks: tuple[str, ...] = STANDARD) -> dict[str, float]:
+    """Returns the accuracy after 'clean' and each attack, from the names that `in_order` gives."""
+    order = ('clean', *attacks)
+    return {
+        name: float(np.mean(~np.isin(broken_by, order[: i + 1]))) for i, name in enumerate(order)
+    }
+
+
+def in_order(
+    logits_fn: Callable[[jax.Array], jax.Array],
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    eps: float,
+    norm: str = 'linf',
+    attacks: tuple[str, ...] = STANDARD,
+    batch_size: int = 128,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns adversarial images, and the name of what broke each image, str [N].
+
+    The name is an attack's, 'clean' where the image itself is misclassified, '' where it stands.
+    Arguments, images and errors are those of `standard`.
+    """
     images, labels = np.asarray(images, np.float32), np.asarray(labels)
     _check_settings(images, labels, eps, norm, attacks, batch_size)
     logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
     logits = logits_of(logits_fn, images, batch_size)
     _check_logits(logits, labels, attacks)
-    _warn(logits_fn, images[:batch_size], labels[:batch_size], logits)
-    stands = logits.argmax(-1) == labels
-    adversarial, accuracy = images.copy(), {'clean': float(stands.mean())}
+    _warn(logits_fn, images, labels, logits, batch_size)
+    adversarial = images.copy()
+    broken_by = np.where(logits.argmax(-1) == labels, '', 'clean').astype(object)
     # Wrong classes, the likeliest first.
     others = np.argsort(np.where(_own(logits, labels), np.inf, -logits), axis=-1)[:, :-1]
     for i, name in enumerate(attacks):
         attack, most, _ = ATTACKS[name]
-        index = np.flatnonzero(stands)
-        if len(index):
-            targets = others[index, :most] if most else np.zeros((len(index), 1), int)
-            found, fooled = run(
-                attack(norm=norm),
-                logits_fn,
-                jax.random.fold_in(key, i),
-                images[index],
-                labels[index],
-                targets,
-                eps=eps,
-                batch_size=batch_size,
-            )
-            index, found = index[fooled], found[fooled]
-            if len(index):
-                # The attack's own forward pass is another program, whose rounding may differ.
-                wrong = logits_of(logits_fn, found, batch_size).argmax(-1) != labels[index]
-                adversarial[index[wrong]] = found[wrong]
-                stands[index[wrong]] = False
-        accuracy[name] = float(stands.mean())
-    return adversarial, accuracy
+        index = np.flatnonzero(broken_by == '')
+        targets = others[index, :most] if most else np.zeros((len(index), 1), int)
+        found, fooled = run(
+            attack(norm=norm),
+            logits_fn,
+            jax.random.fold_in(key, i),
+            images[index],
+            labels[index],
+            targets,
+            eps=eps,
+            batch_size=batch_size,
+        )
+        if not fooled.any():
+            continue
+        index, found = index[fooled], found[fooled]
+        # The attack's own forward pass is another program, whose rounding may differ.
+        wrong = logits_of(logits_fn, found, batch_size).argmax(-1) != labels[index]
+        adversarial[index[wrong]] = found[wrong]
+        broken_by[index[wrong]] = name
+    return adversarial, broken_by.astype(str)
 
 
 def _own(logits, labels):
@@ -144,14 +173,15 @@ def _gradients(logits_fn, images, labels):
     return jax.grad(lambda x: jnp.sum(cross_entropy(logits_fn(x), labels)))(images)
 
 
-def _warn(logits_fn, images, labels, logits):
+def _warn(logits_fn, images, labels, logits, batch_size):
     """Warns of what makes the result doubtful, after a look at the first batch."""
 
     def warn(message):
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(message, stacklevel=4)
 
-    again = logits_of(logits_fn, images, len(images))
-    if not np.allclose(again, logits_of(logits_fn, images, len(images)), rtol=0, atol=1e-6):
+    images, labels, logits = images[:batch_size], labels[:batch_size], logits[:batch_size]
+    again = logits_of(logits_fn, images, batch_size)
+    if not np.allclose(again, logits, rtol=1e-6, atol=1e-6):
         warn('the network is random: it gave the same images two different outputs')
     zero = ~np.any(_gradients(logits_fn, images, labels), axis=(1, 2, 3))
     if zero.any():
