@@ -46,6 +46,7 @@ def test_a_wrong_argument_is_named(argument, message):
         ('densities', (0.1, 0.1), 'no density twice'),
         ('prune.momentum', 1.0, 'below 1'),
         ('lwm.warmup_epochs', 20.0, 'below epochs'),
+        ('evaluate.attack', 'apgd', "'apgd': expected pgd or standard"),
     ],
 )
 def test_values_that_no_part_could_work_with(field, value, message):
