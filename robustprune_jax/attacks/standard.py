@@ -87,6 +87,7 @@ def in_order(
     images, labels = np.asarray(images, np.float32), np.asarray(labels)
     _check_settings(images, labels, eps, norm, attacks, batch_size)
     logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+    logits_fn = jax.device_put(logits_fn)  # else numpy weights move with each of thousands of steps
     logits = logits_of(logits_fn, images, batch_size)
     _check_logits(logits, labels, attacks)
     _warn(logits_fn, images, labels, logits, batch_size)
