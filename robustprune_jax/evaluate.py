@@ -93,7 +93,7 @@ def evaluate(
     verified = np.zeros(count, bool)
     for i, method in enumerate(methods):
         bound = partial(
-            _least_margin, network, methods[: i + 1], ball, settings.certified.memory_gb
+            _least_margin, network, mesh, methods[: i + 1], ball, settings.certified.memory_gb
         )
         wanted = np.flatnonzero(stands & ~verified) if i else np.arange(count)
         lines = record(method, {**ball, 'after': methods[:i]}, bound, wanted)

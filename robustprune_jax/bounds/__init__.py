@@ -16,7 +16,8 @@ import numpy as np
 from jax.tree_util import Partial
 
 from robustprune_jax.bounds import linear
-from robustprune_jax.bounds.graph import Graph, build
+from robustprune_jax.bounds.graph import build
+from robustprune_jax.bounds.nodes import Graph
 
 METHODS = ('ibp', 'crown_ibp', 'crown', 'symbolic')
 NORMS = ('linf', 'l2', 'l1')

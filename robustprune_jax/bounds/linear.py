@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from robustprune_jax.bounds.graph import Affine, Graph, MaxPool, Relu
+from robustprune_jax.bounds.nodes import Affine, Graph, MaxPool, Relu
 
 Array = jax.Array
 Bounds = dict[int, tuple[Array, Array]]

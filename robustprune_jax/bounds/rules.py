@@ -1,0 +1,188 @@
+"""RULES maps a primitive to (graph, equation, inputs) -> its node: what has a bound.
+
+Inputs are arrays, or Ref where they depend on the image. A rule returns a Ref, a Sign, a list of
+them, or None where the primitive is used in a way that has no bound.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robustprune_jax.bounds import conv
+from robustprune_jax.bounds.nodes import Affine, MaxPool, Ref, Relu, Sign, add_node, affine, bind
+
+
+def _call(eqn):
+    return lambda *inputs: bind(eqn, inputs)
+
+
+def _structural(graph, eqn, inputs):
+    """Moves or sums entries, with coefficients 0 and 1."""
+    if any(isinstance(x, Ref) for x in inputs[1:]):
+        return None  # an index or a padding value that depends on the image
+    return affine(graph, eqn.primitive.name, inputs, _call(eqn), _call(eqn))
+
+
+def _pad(graph, eqn, inputs):
+    if not isinstance(inputs[0], Ref) or isinstance(inputs[1], Ref):
+        return None
+    padding = _call(eqn)
+    return affine(
+        graph, 'pad', inputs, padding, lambda r, value: padding(r, jnp.zeros_like(value)), True
+    )
+
+
+def _concatenate(graph, eqn, inputs):
+    join = _call(eqn)
+    known = [not isinstance(x, Ref) for x in inputs]
+
+    def absolute(*radii):
+        return join(*(jnp.zeros_like(r) if k else r for r, k in zip(radii, known, strict=True)))
+
+    return affine(graph, 'concatenate', inputs, join, absolute, any(known))
+
+
+def _split(graph, eqn, inputs):
+    def part(i):
+        return lambda x: bind(eqn, [x])[i]
+
+    count = len(eqn.outvars)
+    return [affine(graph, 'split', inputs, part(i), part(i)) for i in range(count)]
+
+
+def _sum(graph, eqn, inputs):
+    """add and sub: radii add up either way."""
+    known = [not isinstance(x, Ref) for x in inputs]
+
+    def absolute(*radii):
+        return sum(r for r, k in zip(radii, known, strict=True) if not k)
+
+    return affine(graph, eqn.primitive.name, inputs, _call(eqn), absolute, any(known))
+
+
+def _negate(graph, eqn, inputs):
+    return affine(graph, 'neg', inputs, _call(eqn), lambda r: r)
+
+
+def _product(graph, eqn, inputs):
+    """mul, dot_general, conv_general_dilated, and div by a constant."""
+    name = eqn.primitive.name
+    if all(isinstance(x, Ref) for x in inputs) or (name == 'div' and isinstance(inputs[1], Ref)):
+        return None
+    if name == 'conv_general_dilated' and isinstance(inputs[1], Ref):
+        return None
+    apply = _call(eqn)
+    known = [not isinstance(x, Ref) for x in inputs]
+
+    def absolute(*radii):
+        return apply(*(jnp.abs(r) if k else r for r, k in zip(radii, known, strict=True)))
+
+    transpose = conv.transpose(eqn, inputs[1]) if name == 'conv_general_dilated' else None
+    return affine(graph, name, inputs, apply, absolute, transpose=transpose)
+
+
+def _max(graph, eqn, inputs):
+    """max(x, c) is relu(x - c) + c; of two images' values there is no bound here."""
+    x, c = inputs if isinstance(inputs[0], Ref) else inputs[::-1]
+    if isinstance(c, Ref):
+        return None
+    if _is_zero(c):
+        return _relu(graph, x, 0.0)
+    shape = graph.shapes[x.node].shape
+    c = jnp.broadcast_to(c, shape)
+    shifted = affine(graph, 'sub', [x], lambda x: x - c, lambda r: r, True)
+    return affine(graph, 'add', [_relu(graph, shifted, 0.0)], lambda x: x + c, lambda r: r, True)
+
+
+def _relu(graph, x, negative_slope):
+    return add_node(graph, Relu((x.node,), negative_slope), graph.shapes[x.node])
+
+
+def _compare(graph, eqn, inputs):
+    if isinstance(inputs[0], Ref) and _is_zero(inputs[1]):
+        return Sign(inputs[0].node)
+    return None
+
+
+def _select(graph, eqn, inputs):
+    """Of a known choice; or leaky relu: a value where it is positive, else a part of it."""
+    which, *cases = inputs
+    if isinstance(which, Sign):
+        return _leaky_relu(graph, which.node, *cases)
+    if isinstance(which, Ref):
+        return None
+    known = [not isinstance(x, Ref) for x in cases]
+    select = _call(eqn)
+
+    def absolute(which, *radii):
+        zeroed = (jnp.zeros_like(r) if k else r for r, k in zip(radii, known, strict=True))
+        return select(which, *zeroed)
+
+    return affine(graph, 'select_n', inputs, select, absolute, any(known))
+
+
+def _leaky_relu(graph, node, negative, positive):
+    if positive != Ref(node) or not isinstance(negative, Ref):
+        return None
+    scaled = graph.nodes[negative.node]
+    if not (isinstance(scaled, Affine) and scaled.primitive == 'mul' and scaled.inputs == (node,)):
+        return None
+    with jax.ensure_compile_time_eval():
+        slope = scaled.apply(jnp.ones(graph.shapes[node].shape, graph.shapes[node].dtype))
+    if isinstance(slope, jax.core.Tracer):
+        return None
+    slope = np.asarray(slope)
+    if not np.all((slope >= 0) & (slope < 1)):
+        return None
+    return _relu(graph, Ref(node), slope)
+
+
+def _max_pool(graph, eqn, inputs):
+    shape = jax.eval_shape(_call(eqn), graph.shapes[inputs[0].node])
+    return add_node(graph, MaxPool((inputs[0].node,), _call(eqn)), shape)
+
+
+def _is_zero(value):
+    return not isinstance(value, jax.core.Tracer) and not np.any(np.asarray(value))
+
+
+RULES = {
+    **dict.fromkeys(
+        (
+            'reshape',
+            'transpose',
+            'broadcast_in_dim',
+            'squeeze',
+            'expand_dims',
+            'slice',
+            'dynamic_slice',
+            'rev',
+            'reduce_sum',
+            'reduce_window_sum',
+            'cumsum',
+            'convert_element_type',
+            'copy',
+            'gather',
+        ),
+        _structural,
+    ),
+    'pad': _pad,
+    'concatenate': _concatenate,
+    'stack': _concatenate,
+    'split': _split,
+    'unstack': _split,
+    'add': _sum,
+    'add_any': _sum,
+    'sub': _sum,
+    'neg': _negate,
+    'mul': _product,
+    'div': _product,
+    'dot_general': _product,
+    'conv_general_dilated': _product,
+    'max': _max,
+    'ge': _compare,
+    'gt': _compare,
+    'select_n': _select,
+    'reduce_window_max': _max_pool,
+    'reduce_max': _max_pool,
+}
