@@ -66,14 +66,11 @@ def certified_by_radius(run: Run) -> Drawn | None:
     for name, radii in run.radii.items():
         kind, _, density = name.partition('_')
         line = {'lwm': '--', 'pruned': ':'}.get(kind, '-')
-        reached = np.sort(radii[radii > 0])
-        at_least = 100 * np.arange(len(reached), 0, -1) / len(radii)
-        # From radius 0 on, a step down where the certificate of an image ends.
-        start = 100 * np.mean(radii > 0)
-        axis.step(
-            np.append(0, reached), np.append(start, at_least), where='pre', ls=line,
-            color=tones.get(density, '#333333'), label=name,
-        )  # fmt: skip
+        # A step down where the certificate of an image ends, to 0 after the last.
+        ends = np.append(0, np.sort(radii[radii > 0]))
+        remaining = 100 * np.arange(len(ends) - 1, -1, -1) / len(radii)
+        tone = tones.get(density, '#333333')
+        axis.step(ends, remaining, where='post', ls=line, color=tone, label=name)
     axis.set_xlabel('$\\ell_2$ radius (pixel units)')
     axis.set_ylabel('certified accuracy (%)')
     axis.set_xlim(left=0)
