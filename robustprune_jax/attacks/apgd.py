@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustprune_jax.attacks.pgd import NORMS, cross_entropy
-from robustprune_jax.attacks.slots import Attack, choose, fools, own_class, rows
+from robustprune_jax.attacks.pgd import NORMS, cross_entropy, margin, per_image
+from robustprune_jax.attacks.slots import Attack, choose, fools
 
 ALPHA, RHO = 0.75, 0.75
 TINY = 1e-12
@@ -21,8 +21,7 @@ def _at(logits, classes):
 def dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> jax.Array:
     """Returns the difference of logits ratio, [B] (Equation 6); 3 classes at least."""
     ordered = jax.lax.top_k(logits, 3)[0]
-    wrong = jnp.max(jnp.where(own_class(logits, labels), -jnp.inf, logits), axis=-1)
-    return (wrong - _at(logits, labels)) / (ordered[:, 0] - ordered[:, 2] + TINY)
+    return margin(logits, labels) / (ordered[:, 0] - ordered[:, 2] + TINY)
 
 
 def targeted_dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> jax.Array:
@@ -58,7 +57,7 @@ def _start(slot, eps, *, norm, loss, steps):
     noise = jax.vmap(lambda key: noise[norm](key, images.shape[1:]))(slot['key'])
     flat = noise.reshape(len(noise), -1)
     size = jnp.max(jnp.abs(flat), 1) if norm == 'linf' else jnp.linalg.norm(flat, axis=1)
-    x = jnp.clip(images + eps * noise / rows(size, noise), 0, 1)  # the ball's boundary
+    x = jnp.clip(images + eps * noise / per_image(size, noise), 0, 1)  # the ball's boundary
     low = jnp.full(len(images), -jnp.inf)
     return {
         'x': x,
@@ -101,8 +100,8 @@ def _step(logits_fn, slot, age, state, eps, *, norm, loss, steps):
     def to_ball(x):
         return project(jnp.clip(x, 0, 1), image, eps)
 
-    z = to_ball(x0 + rows(eta, x) * direction(ascent))
-    alpha = rows(jnp.where(first, 1.0, ALPHA), x)
+    z = to_ball(x0 + per_image(eta, x) * direction(ascent))
+    alpha = per_image(jnp.where(first, 1.0, ALPHA), x)
     moved = to_ball(x0 + alpha * (z - x0) + (1 - alpha) * (x0 - state['previous']))
     return (
         {

@@ -24,12 +24,13 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
 LOSSES: dict[str, Callable] = {'ce': cross_entropy, 'margin': margin}
 
 
-def _per_image(values, images):
+def per_image(values: jax.Array, images: jax.Array) -> jax.Array:
+    """Returns [B] values with the trailing axes that broadcast against `images`."""
     return values.reshape(values.shape + (1,) * (images.ndim - 1))
 
 
 def _l2(x):
-    return _per_image(jnp.sqrt(jnp.sum(x.reshape(len(x), -1) ** 2, axis=1)), x)
+    return per_image(jnp.sqrt(jnp.sum(x.reshape(len(x), -1) ** 2, axis=1)), x)
 
 
 def _linf_start(key, images, eps):
@@ -41,7 +42,7 @@ def _l2_start(key, images, eps):
     direction_key, radius_key = jax.random.split(key)
     direction = jax.random.normal(direction_key, images.shape, images.dtype)
     radius = jax.random.uniform(radius_key, (len(images),)) ** (1 / images[0].size)
-    return images + eps * _per_image(radius, images) * direction / _l2(direction)
+    return images + eps * per_image(radius, images) * direction / _l2(direction)
 
 
 def _linf_project(x, images, eps):
@@ -137,6 +138,6 @@ def pgd(
             best, best_badness = x, badness
         else:
             better = badness > best_badness
-            best = jnp.where(_per_image(better, images), x, best)
+            best = jnp.where(per_image(better, images), x, best)
             best_badness = jnp.maximum(badness, best_badness)
     return best

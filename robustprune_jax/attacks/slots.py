@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from robustprune_jax.attacks.pgd import per_image
+
 # Steps between two looks at which images are done: the host waits for the device there.
 STEPS_AT_ONCE = 5
 
@@ -34,24 +36,14 @@ class Attack(NamedTuple):
     settings: tuple[tuple[str, object], ...]
 
 
-def rows(values: jax.Array, like: jax.Array) -> jax.Array:
-    """Returns [B] values with the trailing axes that broadcast against `like`."""
-    return values.reshape(values.shape + (1,) * (like.ndim - 1))
-
-
 def choose(mask: jax.Array, new, old):
     """Returns, in every leaf, the examples of `new` where mask [B] holds, else those of `old`."""
-    return jax.tree.map(lambda n, o: jnp.where(rows(mask, n), n, o), new, old)
+    return jax.tree.map(lambda n, o: jnp.where(per_image(mask, n), n, o), new, old)
 
 
 def fools(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns whether another class than the label has the largest logit, [B]; NaN never fools."""
     return (jnp.argmax(logits, -1) != labels) & jnp.all(jnp.isfinite(logits), -1)
-
-
-def own_class(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns, in bool [B, K], where the label's logit stands."""
-    return jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
 
 
 @jax.jit

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from robustprune_jax.attacks import cross_entropy
 from robustprune_jax.bounds import label_spec, linear, problem
 from robustprune_jax.objectives.objective import Objective, accuracy, eval_logits
-from robustprune_jax.objectives.ramps import fraction
+from robustprune_jax.objectives.ramps import between, fraction
 
 
 def crown_ibp(config) -> Objective:
@@ -26,7 +26,7 @@ def crown_ibp(config) -> Objective:
     def loss(logits_of, carry, batch, key, progress):
         images, labels = batch['image'], batch['label']
         risen = fraction(ramp, progress)
-        kappa = settings['kappa_start'] + risen * (settings['kappa_end'] - settings['kappa_start'])
+        kappa = between(settings['kappa_start'], settings['kappa_end'], risen)
         beta = 1 - risen * (1 - settings['final_beta'])
         if not progress.ramp_epochs and not settings['final_beta']:
             beta = None  # known to be 0: intervals only, and no CROWN in the program

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from robustprune_jax.attacks import cross_entropy
 from robustprune_jax.bounds import margins, verified
 from robustprune_jax.objectives.objective import Objective, accuracy, eval_logits
-from robustprune_jax.objectives.ramps import fraction
+from robustprune_jax.objectives.ramps import between, fraction
 
 
 def ibp(config) -> Objective:
@@ -19,7 +19,7 @@ def ibp(config) -> Objective:
     def loss(logits_of, carry, batch, key, progress):
         images, labels = batch['image'], batch['label']
         risen = fraction(ramp, progress)
-        kappa = settings['kappa_start'] + risen * (settings['kappa_end'] - settings['kappa_start'])
+        kappa = between(settings['kappa_start'], settings['kappa_end'], risen)
         clean, batch_stats = logits_of(images, train=True)
         lower = margins(eval_logits(logits_of), images, labels, eps=risen * eps, method='ibp')
         natural = jnp.mean(cross_entropy(clean, labels))

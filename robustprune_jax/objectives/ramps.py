@@ -39,3 +39,8 @@ def fraction(ramp: str, progress: Progress) -> jax.Array:
     if not progress.ramp_epochs:
         return jnp.ones(())
     return jnp.clip(RAMPS[ramp](progress), 0, 1)
+
+
+def between(start: float, end: float, risen: jax.Array) -> jax.Array:
+    """Returns `start` where nothing has risen, `end` at 1, and what lies between on a line."""
+    return start + risen * (end - start)
