@@ -303,6 +303,16 @@ def identity(config: ConfigDict) -> dict:
     return {name: value for name, value in fields.items() if name not in NOT_IDENTITY}
 
 
+def completed(saved: dict, defaults: dict) -> dict:
+    """Returns `saved` with the fields of `defaults`: those that it has not, at their default."""
+    return {
+        name: completed(saved.get(name, {}), value)
+        if isinstance(value, dict)
+        else saved.get(name, value)
+        for name, value in defaults.items()
+    }
+
+
 def differences(one: dict, other: dict, prefix: str = '') -> Iterable[str]:
     """Yields 'field: value in one, value in other' for every leaf in which two dicts differ."""
     for key in sorted(one.keys() | other.keys()):

@@ -122,9 +122,9 @@ def _claim(config, workdir):
     """Writes config.json; refuses a workdir of another experiment."""
     path = workdir / 'config.json'
     if path.exists():
-        saved = json.loads(path.read_text())
-        mine = configs.identity(config)
-        found = '; '.join(configs.differences({k: saved.get(k) for k in mine}, mine))
+        # A version that adds a field gives it the default under which older runs were made.
+        saved = configs.completed(json.loads(path.read_text()), configs.identity(configs.default()))
+        found = '; '.join(configs.differences(saved, configs.identity(config)))
         if found:
             raise ValueError(
                 f'{workdir} holds another experiment (there, here): {found}; choose a new --workdir'

@@ -291,3 +291,11 @@ def test_another_experiments_workdir_is_refused(finished, tiny_config):
     config.prune.learning_rate = 0.07
     with pytest.raises(ValueError, match=r'another experiment.*prune.learning_rate: 0.1, 0.07'):
         pipeline.run(config, finished[0])
+
+
+def test_a_workdir_from_before_a_field_existed_goes_on(finished, tiny_config, tmp_path):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    saved = json.loads((tmp_path / 'config.json').read_text())
+    del saved['smooth']['samples'], saved['mixtrain']
+    (tmp_path / 'config.json').write_text(json.dumps(saved))
+    assert pipeline.run(tiny_config(), tmp_path)['networks'] == finished[1]['networks']
