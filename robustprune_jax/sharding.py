@@ -1,13 +1,16 @@
 """Data parallelism by `jax.jit` over a one-axis mesh: same numbers on one device and on many."""
 
+from collections.abc import Sequence
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
-def make_mesh() -> Mesh:
-    """Returns the mesh of all devices of all processes, one axis 'data'."""
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh of `devices`, by default all of all processes, one axis 'data'."""
+    devices = jax.devices() if devices is None else devices
     # The default axis type, Explicit, breaks per-example crops and sorts.
-    return jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
+    return jax.make_mesh((len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def check_batch_size(batch_size: int, field: str) -> None:

@@ -8,12 +8,20 @@ keeps weights out of the compiled program; a plain callable is wrapped.
 """
 
 from robustprune_jax.attacks.pgd import LOSSES, NORMS, cross_entropy, margin, pgd
-from robustprune_jax.attacks.standard import ATTACKS, STANDARD, accuracy_after, in_order, standard
+from robustprune_jax.attacks.standard import (
+    ATTACKS,
+    RAND,
+    STANDARD,
+    accuracy_after,
+    in_order,
+    standard,
+)
 
 __all__ = [
     'ATTACKS',
     'LOSSES',
     'NORMS',
+    'RAND',
     'STANDARD',
     'accuracy_after',
     'cross_entropy',

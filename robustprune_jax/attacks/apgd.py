@@ -51,7 +51,7 @@ def checkpoints(steps: int) -> np.ndarray:
     return windows
 
 
-def _start(slot, eps, *, norm, loss, steps):
+def _start(slot, eps, *, norm, loss, steps, samples):
     images = slot['image']
     noise = {'linf': lambda k, s: jax.random.uniform(k, s, minval=-1), 'l2': jax.random.normal}
     noise = jax.vmap(lambda key: noise[norm](key, images.shape[1:]))(slot['key'])
@@ -73,15 +73,21 @@ def _start(slot, eps, *, norm, loss, steps):
     }
 
 
-def _step(logits_fn, slot, age, state, eps, *, norm, loss, steps):
+def _step(logits_fn, slot, age, state, eps, *, norm, loss, steps, samples):
     """One iterate per image: evaluates x, then moves it."""
     _, project, direction = NORMS[norm]
     image, x = slot['image'], state['x']
+    if samples:
+        keys = jax.random.split(jax.random.fold_in(slot['key'][0], age[0]), samples)
+        draws = jax.vmap(logits_fn, (0, None))
+    else:
+        keys, draws = None, lambda _, x: logits_fn(x)[None]
 
     def total(x):
-        logits = logits_fn(x)
-        losses = LOSSES[loss](logits, slot['label'], slot['target'])
-        return jnp.sum(losses), (losses, logits)
+        logits = draws(keys, x)
+        losses = jax.vmap(LOSSES[loss], (0, None, None))(logits, slot['label'], slot['target'])
+        losses = jnp.mean(losses, axis=0)
+        return jnp.sum(losses), (losses, logits[-1])
 
     gradient, (losses, logits) = jax.grad(total, has_aux=True)(x)
     first = age == 0
@@ -119,10 +125,12 @@ def _step(logits_fn, slot, age, state, eps, *, norm, loss, steps):
     )
 
 
-def apgd(*, norm: str = 'linf', loss: str = 'ce', steps: int = 100) -> Attack:
+def apgd(*, norm: str = 'linf', loss: str = 'ce', steps: int = 100, samples: int = 0) -> Attack:
     """Returns Auto-PGD for `slots.run`: the start point and `steps` steps, in 'linf' or 'l2'.
 
-    loss: 'ce', 'dlr', or 'dlr_targeted' (which reads the targets).
+    loss: 'ce', 'dlr', or 'dlr_targeted' (which reads the targets). samples: above 0, the network is
+    random, logits_fn(key, images), and ascends the mean loss of so many draws, of which the last
+    says whether an image is fooled.
     """
-    settings = (('norm', norm), ('loss', loss), ('steps', steps))
+    settings = (('norm', norm), ('loss', loss), ('steps', steps), ('samples', samples))
     return Attack(_start, _step, steps + 1, settings)

@@ -5,8 +5,9 @@ slot of the batch, and leaves when it fools the network, or after the last step.
 the steps that images need, the batch keeps one shape, and nothing is compiled twice.
 """
 
+import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from robustprune_jax.attacks.pgd import per_image
+from robustprune_jax.sharding import make_mesh, replicated, shard_batch
 
 # Steps between two looks at which images are done: the host waits for the device there.
 STEPS_AT_ONCE = 5
@@ -51,13 +53,31 @@ def _forward(logits_fn, images):
     return logits_fn(images)
 
 
+def on_devices(logits_fn: Callable) -> Partial:
+    """Returns `logits_fn` with its arrays on every device, else they move with every step."""
+    logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+    return jax.device_put(logits_fn, replicated(_mesh()))
+
+
+@cache
+def _mesh():
+    """This process's devices: its images need nobody else's."""
+    return make_mesh(jax.local_devices())
+
+
+def on_all_devices(batch_size: int) -> int:
+    """Returns the least multiple of the number of devices that holds a batch."""
+    return math.ceil(batch_size / _mesh().size) * _mesh().size
+
+
 def logits_of(logits_fn: Partial, images: np.ndarray, batch_size: int) -> np.ndarray:
     """Returns the logits [N, K] of images [N, H, W, C], in batches of one shape."""
     logits = []
     for first in range(0, len(images), batch_size):
         part = images[first : first + batch_size]
         padded = np.concatenate([part, np.repeat(part[:1], batch_size - len(part), axis=0)])
-        logits.append(np.asarray(_forward(logits_fn, padded))[: len(part)])
+        batch = shard_batch(_mesh(), {'image': padded})
+        logits.append(np.asarray(_forward(logits_fn, batch['image']))[: len(part)])
     return np.concatenate(logits)
 
 
@@ -96,7 +116,13 @@ def run(
         if fresh.any():
             number = np.maximum(jobs, 0)
             image_of = number // per_image
-            slot = _slot(key, images[image_of], labels[image_of], targets.ravel()[number], number)
+            slot = {
+                'image': images[image_of],
+                'label': labels[image_of],
+                'target': targets.ravel()[number],
+                'number': number,
+            }
+            slot = _with_keys(key, shard_batch(_mesh(), slot))
             progress = _fill(attack.start, attack.settings, slot, progress, fresh, eps)
         progress = _advance_some(attack, logits_fn, slot, progress, eps)
         age, broken = jax.device_get((progress['age'], progress['broken']))
@@ -109,9 +135,8 @@ def run(
 
 
 @jax.jit
-def _slot(key, images, labels, targets, numbers):
-    keys = jax.vmap(partial(jax.random.fold_in, key))(numbers)
-    return {'image': images, 'label': labels, 'target': targets, 'key': keys}
+def _with_keys(key, slot):
+    return {**slot, 'key': jax.vmap(partial(jax.random.fold_in, key))(slot['number'])}
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -3,6 +3,8 @@
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,23 +14,41 @@ from jax.tree_util import Partial
 from robustprune_jax.attacks.apgd import CLASSES_NEEDED, apgd
 from robustprune_jax.attacks.fab import fab
 from robustprune_jax.attacks.pgd import NORMS, cross_entropy
-from robustprune_jax.attacks.slots import Attack, logits_of, run
+from robustprune_jax.attacks.slots import (
+    Attack,
+    logits_of,
+    on_all_devices,
+    on_devices,
+    run,
+)
 from robustprune_jax.attacks.square import square
 
-# name -> (attack of a norm, most target classes, classes needed); 0 targets: any wrong class.
-ATTACKS: dict[str, tuple[Callable[..., Attack], int, int]] = {
-    'apgd-ce': (apgd, 0, CLASSES_NEEDED['ce']),
-    'apgd-dlr': (lambda norm: apgd(norm=norm, loss='dlr'), 0, CLASSES_NEEDED['dlr']),
-    'apgd-t': (lambda norm: apgd(norm=norm, loss='dlr_targeted'), 9,
-               CLASSES_NEEDED['dlr_targeted']),
-    'fab-t': (fab, 9, 2),
-    'square': (square, 0, 2),
-}  # fmt: skip
+
+class Entry(NamedTuple):
+    """An attack of the ensemble."""
+
+    make: Callable[..., Attack]  # of a norm, and of samples where it has gradients of draws
+    classes: int  # that the network has at least
+    targets: int = 0  # at most; 0: any wrong class
+    draws: bool = False  # whether it takes networks that are random
+
+
+ATTACKS: dict[str, Entry] = {
+    'apgd-ce': Entry(apgd, CLASSES_NEEDED['ce'], draws=True),
+    'apgd-dlr': Entry(partial(apgd, loss='dlr'), CLASSES_NEEDED['dlr'], draws=True),
+    'apgd-t': Entry(partial(apgd, loss='dlr_targeted'), CLASSES_NEEDED['dlr_targeted'], 9, True),
+    'fab-t': Entry(fab, 2, 9),
+    'square': Entry(square, 2),
+}
 STANDARD = ('apgd-ce', 'apgd-t', 'fab-t', 'square')
+RAND = ('apgd-ce', 'apgd-dlr')
+
+TINY_STEP = 1e-3  # of eps: a random step of that size should reverse next to no prediction
+REVERSED = 0.02  # part of the images whose prediction it may reverse without a warning
 
 
 def standard(
-    logits_fn: Callable[[jax.Array], jax.Array],
+    logits_fn: Callable[..., jax.Array],
     key: jax.Array,
     images: jax.Array,
     labels: jax.Array,
@@ -36,26 +56,40 @@ def standard(
     eps: float,
     norm: str = 'linf',
     attacks: tuple[str, ...] = STANDARD,
+    samples: int = 0,
     batch_size: int = 128,
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Returns adversarial images, and the accuracy that is left after each attack.
 
     AutoAttack's standard version: APGD on cross-entropy (100 steps), targeted APGD and FAB-T (100
     steps at each of the 9 likeliest wrong classes), Square (5,000 queries), one run each, every
-    attack on the images that still stand.
+    attack on the images that still stand. Its version for networks that are random: attacks=RAND
+    (APGD on cross-entropy and on the difference of logits ratio), samples=20.
 
     images: [N, H, W, C] in [0, 1], any number; labels: [N] ints; eps in pixel units, in `norm`
-    ('linf' or 'l2'). attacks: names of ATTACKS, in order. batch_size: images in one compiled batch.
+    ('linf' or 'l2'). attacks: names of ATTACKS, in order. samples: above 0, the network is random,
+    logits_fn(key, images), every gradient is the mean of so many draws, and one more draw says
+    whether an image is misclassified. batch_size: images in one compiled batch, which is split over
+    the devices of this process.
     The images returned are float32 [N, H, W, C] within eps and in [0, 1]: misclassified where one
     was found, otherwise the clean image. The accuracies are of 'clean' and of each attack.
 
     Raises ValueError on settings or images without meaning, on logits that are not finite, and on
     fewer classes than a loss needs. Warns (UserWarning) where the result is not to be trusted: the
-    network is random, gradients are zero, or its outputs are probabilities. Not for use in `jit`.
-    The network should be in eval mode.
+    network is random without samples, gradients are zero, outputs are probabilities, a tiny random
+    step changes predictions, or Square breaks what gradients did not. Not for use in `jit`. The
+    network should be in eval mode.
     """
     adversarial, broken_by = in_order(
-        logits_fn, key, images, labels, eps=eps, norm=norm, attacks=attacks, batch_size=batch_size
+        logits_fn,
+        key,
+        images,
+        labels,
+        eps=eps,
+        norm=norm,
+        attacks=attacks,
+        samples=samples,
+        batch_size=batch_size,
     )
     return adversarial, accuracy_after(broken_by, attacks)
 
@@ -69,7 +103,7 @@ def accuracy_after(broken_by: np.ndarray, attacks: tuple[str, ...] = STANDARD) -
 
 
 def in_order(
-    logits_fn: Callable[[jax.Array], jax.Array],
+    logits_fn: Callable[..., jax.Array],
     key: jax.Array,
     images: jax.Array,
     labels: jax.Array,
@@ -77,30 +111,37 @@ def in_order(
     eps: float,
     norm: str = 'linf',
     attacks: tuple[str, ...] = STANDARD,
+    samples: int = 0,
     batch_size: int = 128,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns adversarial images, and the name of what broke each image, str [N].
 
     The name is an attack's, 'clean' where the image itself is misclassified, '' where it stands.
-    Arguments, images and errors are those of `standard`.
+    Arguments, images, errors and warnings are those of `standard`.
     """
     images, labels = np.asarray(images, np.float32), np.asarray(labels)
-    _check_settings(images, labels, eps, norm, attacks, batch_size)
-    logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
-    logits_fn = jax.device_put(logits_fn)  # else numpy weights move with each of thousands of steps
-    logits = logits_of(logits_fn, images, batch_size)
+    _check_settings(images, labels, eps, norm, attacks, samples, batch_size)
+    batch_size, logits_fn = on_all_devices(batch_size), on_devices(logits_fn)
+
+    def drawn(number):
+        return Partial(logits_fn, jax.random.fold_in(key, number)) if samples else logits_fn
+
+    clean = drawn(len(attacks))
+    logits = logits_of(clean, images, batch_size)
     _check_logits(logits, labels, attacks)
-    _warn(logits_fn, images, labels, logits, batch_size)
+    _warn(clean, key, images, labels, logits, eps, attacks, batch_size)
     adversarial = images.copy()
     broken_by = np.where(logits.argmax(-1) == labels, '', 'clean').astype(object)
     # Wrong classes, the likeliest first.
     others = np.argsort(np.where(_own(logits, labels), np.inf, -logits), axis=-1)[:, :-1]
     for i, name in enumerate(attacks):
-        attack, most, _ = ATTACKS[name]
+        entry = ATTACKS[name]
         index = np.flatnonzero(broken_by == '')
-        targets = others[index, :most] if most else np.zeros((len(index), 1), int)
+        targets = np.zeros((len(index), 1), int)
+        if entry.targets:
+            targets = others[index, : entry.targets]
         found, fooled = run(
-            attack(norm=norm),
+            entry.make(norm=norm, **({'samples': samples} if samples else {})),
             logits_fn,
             jax.random.fold_in(key, i),
             images[index],
@@ -113,9 +154,13 @@ def in_order(
             continue
         index, found = index[fooled], found[fooled]
         # The attack's own forward pass is another program, whose rounding may differ.
-        wrong = logits_of(logits_fn, found, batch_size).argmax(-1) != labels[index]
+        predicted = logits_of(drawn(len(attacks) + 1 + i), found, batch_size).argmax(-1)
+        wrong = predicted != labels[index]
         adversarial[index[wrong]] = found[wrong]
         broken_by[index[wrong]] = name
+    by_scores = np.sum(broken_by == 'square')
+    if by_scores and attacks[0] != 'square':
+        _doubt(f'Square broke {by_scores} images that attacks by gradient did not')
     return adversarial, broken_by.astype(str)
 
 
@@ -123,12 +168,14 @@ def _own(logits, labels):
     return np.arange(logits.shape[-1]) == labels[:, None]
 
 
-def _check_settings(images, labels, eps, norm, attacks, batch_size):
+def _check_settings(images, labels, eps, norm, attacks, samples, batch_size):
     if norm not in NORMS:
         raise ValueError(f'unknown norm {norm!r}: one of {", ".join(NORMS)}')
     for name in attacks:
         if name not in ATTACKS:
             raise ValueError(f'unknown attack {name!r}: one of {", ".join(ATTACKS)}')
+        if samples and not ATTACKS[name].draws:
+            raise ValueError(f'{name} does not take samples: choose attacks={RAND}')
     if images.ndim != 4 or not len(images):
         raise ValueError(f'images have shape {images.shape}: expected [N, H, W, C], N at least 1')
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
@@ -161,7 +208,7 @@ def _check_logits(logits, labels, attacks):
             f'classes 0 to {classes - 1}'
         )
     for name in attacks:
-        needed = ATTACKS[name][2]
+        needed = ATTACKS[name].classes
         if classes < needed:
             raise ValueError(
                 f'{name} needs at least {needed} classes, the network has {classes}: choose '
@@ -174,21 +221,36 @@ def _gradients(logits_fn, images, labels):
     return jax.grad(lambda x: jnp.sum(cross_entropy(logits_fn(x), labels)))(images)
 
 
-def _warn(logits_fn, images, labels, logits, batch_size):
+def _doubt(message):
+    warnings.warn(f'the accuracy may be too high or too low: {message}', stacklevel=4)
+
+
+def _warn(logits_fn, key, images, labels, logits, eps, attacks, batch_size):
     """Warns of what makes the result doubtful, after a look at the first batch."""
-
-    def warn(message):
-        warnings.warn(message, stacklevel=4)
-
     images, labels, logits = images[:batch_size], labels[:batch_size], logits[:batch_size]
     again = logits_of(logits_fn, images, batch_size)
     if not np.allclose(again, logits, rtol=1e-6, atol=1e-6):
-        warn('the network is random: it gave the same images two different outputs')
-    zero = ~np.any(_gradients(logits_fn, images, labels), axis=(1, 2, 3))
-    if zero.any():
-        warn(
-            f'{zero.sum()} of {len(images)} images have a zero gradient (of cross-entropy): attacks'
-            ' by gradient may fail there'
+        _doubt(
+            'the network is random, it gave the same images two different outputs: pass it as '
+            'logits_fn(key, images), with attacks=RAND and samples=20'
         )
+    right = logits.argmax(-1) == labels
+    # Within the ball of either norm, and of no meaning to a network that is continuous.
+    signs = np.asarray(jax.random.rademacher(key, images.shape, np.float32))
+    step = TINY_STEP * eps / math.sqrt(images[0].size) * signs
+    moved = logits_of(logits_fn, np.clip(images + step, 0, 1), batch_size)
+    reversed_ = right & (moved.argmax(-1) != labels)
+    if np.mean(reversed_) > REVERSED:
+        _doubt(
+            f'a random step of {TINY_STEP:g} eps reverses {reversed_.sum()} of {right.sum()} right '
+            'predictions: the network is not continuous'
+        )
+    if any(name != 'square' for name in attacks):
+        zero = ~np.any(_gradients(logits_fn, images, labels), axis=(1, 2, 3))
+        if zero.any():
+            _doubt(
+                f'{zero.sum()} of {len(images)} images have a zero gradient (of cross-entropy): '
+                'attacks by gradient may fail there'
+            )
     if logits.min() >= 0 and np.allclose(logits.sum(-1), 1, atol=1e-4):
-        warn('the outputs look like probabilities: the losses need logits')
+        _doubt('the outputs look like probabilities: the losses need logits')
