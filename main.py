@@ -8,7 +8,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from robustprune_jax import pipeline
+from robustprune_jax import distributed, pipeline
 
 CONFIG = config_flags.DEFINE_config_file(
     'config',
@@ -18,6 +18,14 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder of the run; the same command goes on from where it was.'
+)
+DISTRIBUTED = flags.DEFINE_bool(
+    'distributed',
+    None,
+    'Join the other processes of a cluster; by default where the launcher tells of several.',
+)
+JOIN_TIMEOUT = flags.DEFINE_integer(
+    'join_timeout', 300, 'Seconds until a process that never joins ends the others.', 1
 )
 flags.mark_flags_as_required(['config', 'workdir'])
 
@@ -29,6 +37,8 @@ def main(argv: list[str]) -> None:
         cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
         jax.config.update('jax_compilation_cache_dir', str(cache / 'robustprune_jax' / 'xla'))
     try:
+        if distributed.found() if DISTRIBUTED.value is None else DISTRIBUTED.value:
+            distributed.start(JOIN_TIMEOUT.value)
         pipeline.run(CONFIG.value, WORKDIR.value)
     except (ValueError, OSError, FloatingPointError) as error:
         logging.debug('', exc_info=True)  # the traceback: --verbosity=1

@@ -5,6 +5,7 @@ state), `data` (the iterator's position), `meta` (JSON: arch, num_classes, image
 density, objective, step, epoch, total_steps).
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,34 @@ def open_checkpoints(directory: Path | str) -> ocp.training.Checkpointer:
     )
 
 
+class _Position:
+    """Saves and loads the position of a Grain iterator, which is the same on every process.
+
+    Grain's own way keeps a file for each process, and wants as many at a restart.
+    """
+
+    FILE = 'process_0-of-1.json'  # Grain's name for one process
+
+    def __init__(self, data):
+        self._data = data
+
+    async def save(self, directory):
+        state = json.dumps(self._data.get_state())
+
+        async def write():
+            folder = await directory.await_creation()
+            if jax.process_index() == 0:
+                (folder / self.FILE).write_text(state)
+
+        return write()
+
+    async def load(self, directory):
+        async def read():
+            self._data.set_state(json.loads((directory / self.FILE).read_text()))
+
+        return read()
+
+
 def save(
     checkpoints: ocp.training.Checkpointer,
     state: TrainState,
@@ -47,7 +76,7 @@ def save(
 
     quality: the metric that chooses the best; None where it was not measured.
     """
-    items = {'variables': variables, 'optimizer': _rest(state), 'data': data, 'meta': meta}
+    items = {'variables': variables, 'optimizer': _rest(state), 'data': _Position(data), 'meta': meta}
     metrics = None if quality is None else {'quality': quality}
     # Without force a save is silently skipped while another is in progress.
     checkpoints.save_checkpointables_async(meta['step'], items, metrics=metrics, force=True)
@@ -62,7 +91,7 @@ def restore(checkpoints: ocp.training.Checkpointer, state: TrainState, data: Any
     step = checkpoints.latest.step
     # All that was saved has to be named, also the masks, which prune computes from the scores.
     abstract['variables'] = {**_abstract_variables(checkpoints, step), **abstract['variables']}
-    items = checkpoints.load_checkpointables(step, {**abstract, 'data': data})
+    items = checkpoints.load_checkpointables(step, {**abstract, 'data': _Position(data)})
     variables = {name: items['variables'][name] for name in state.variables}
     return state.replace(variables=variables, **items['optimizer'])
 

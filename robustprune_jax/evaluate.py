@@ -1,6 +1,8 @@
 """Accuracy on held-out images, clean, attacked and certified, recorded example by example."""
 
 import json
+import os
+import sys
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +15,7 @@ from flax import linen
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from robustprune_jax import attacks, sharding, smoothing
+from robustprune_jax import attacks, distributed, sharding, smoothing
 from robustprune_jax.bounds import margins
 from robustprune_jax.config import certificates, differences
 from robustprune_jax.data import Split
@@ -67,7 +69,8 @@ def evaluate(
 
     def is_right(evaluation, attack):
         def predict(batch, first):
-            batch, batch_key = sharding.shard_batch(mesh, batch), jax.random.fold_in(key, first)
+            batch = sharding.put(batch, sharding.sharded(mesh))
+            batch_key = jax.random.fold_in(key, first)
             found = predictions(network, batch_key, batch['image'], batch['label'], attack)
             return {'prediction': found}
 
@@ -128,16 +131,19 @@ def evaluate(
 
 def _broken_by(network, key, ball, batch_size, batch, first):
     """The attack of the standard ensemble that broke each image."""
-    real = batch['mask']
-    _, broken_by = attacks.in_order(
-        network,
-        jax.random.fold_in(key, first),
-        to_float(batch['image'][real]),
-        batch['label'][real],
-        batch_size=batch_size,
-        **ball,
-    )
-    return {'broken_by': broken_by}
+    # The ensemble uses the devices of its process: each process attacks images of its own.
+    mine = np.array_split(np.flatnonzero(batch['mask']), jax.process_count())[jax.process_index()]
+    broken_by = np.array([], str)
+    if len(mine):
+        _, broken_by = attacks.in_order(
+            network,
+            jax.random.fold_in(key, first),
+            to_float(batch['image'][mine]),
+            batch['label'][mine],
+            batch_size=batch_size,
+            **ball,
+        )
+    return {'broken_by': np.concatenate(distributed.exchange(broken_by.tolist()))}
 
 
 def _certified_radii(settings: ConfigDict, network, key, record, count: int) -> dict:
@@ -174,7 +180,7 @@ def _certified_radii(settings: ConfigDict, network, key, record, count: int) -> 
 
 def _least_margin(network, mesh, methods, ball, memory_gb, batch, first):
     """The least margin of each image, of each margin the largest bound."""
-    batch = sharding.shard_batch(mesh, batch)
+    batch = sharding.put(batch, sharding.sharded(mesh))
     images, labels = to_float(batch['image']), batch['label']
     lower = -jnp.inf
     for method in methods:
@@ -196,7 +202,8 @@ def _recorded(
 
     measure(batch of `size` images, number of its first line) -> {field: [B]}.
     """
-    lines = read_jsonl(path)
+    writes = jax.process_index() == 0
+    (lines, *_) = distributed.exchange(read_jsonl(path) if writes else None)
     if lines and lines[0] != header:
         found = '; '.join(differences(lines[0], header))
         raise ValueError(
@@ -207,20 +214,27 @@ def _recorded(
         return done[: len(wanted)]
     # Whole batches are kept, so that an interrupted evaluation draws the same starts.
     done = done[: len(done) // size * size]
-    write_atomically(path, ''.join(json.dumps(line) + '\n' for line in [header, *done]))
+    if writes:
+        write_atomically(path, ''.join(json.dumps(line) + '\n' for line in [header, *done]))
     with (
-        path.open('a') as file,
+        (path if writes else Path(os.devnull)).open('a') as file,
         tqdm(
-            desc=path.stem, total=len(wanted), initial=len(done), unit='image', disable=None
+            desc=path.stem,
+            total=len(wanted),
+            initial=len(done),
+            unit='image',
+            disable=None if writes else True,  # None: shown on a terminal only
         ) as bar,
     ):
         for batch in eval_batches(test.images[wanted], test.labels[wanted], size, start=len(done)):
             first, real = len(done), int(batch['mask'].sum())
-            fields = jax.device_get(measure(batch, first))
+            fields = distributed.gather(measure(batch, first))
             for i, index in enumerate(wanted[first : first + real]):
                 line = {'index': int(index), 'label': int(batch['label'][i])}
                 done.append(line | {field: value[i].item() for field, value in fields.items()})
             file.writelines(json.dumps(line) + '\n' for line in done[first:])
             file.flush()
             bar.update(real)
+            if distributed.preempted():
+                sys.exit(0)
     return done

@@ -76,6 +76,11 @@ class PhaseLog:
             shown = '  '.join(f'{key} {value:.4g}' for key, value in values.items())
             print(f'{self._name}  step {step}/{self._total}  {shown}', flush=True)
 
+    def tell(self, sentence: str) -> None:
+        """Prints a sentence about the phase."""
+        if self._writes:
+            print(f'{self._name}: {sentence}', flush=True)
+
     def images_per_second(self) -> float:
         """Returns the rate since the last call."""
         now, (then, images) = time.monotonic(), self._mark

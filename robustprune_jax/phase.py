@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen
 from ml_collections import ConfigDict
 
-from robustprune_jax import checkpoint, sharding
+from robustprune_jax import checkpoint, distributed, sharding
 from robustprune_jax.bounds import margins, verified
 from robustprune_jax.config import lookup, objective_name
 from robustprune_jax.data import Split, Splits
@@ -64,7 +64,7 @@ def train(
 
     phase: pretrain, prune, finetune or lwm; density: its kept fraction, None in pretrain. Goes on
     from the latest checkpoint in `directory`, bit for bit as if never interrupted. On SIGTERM it
-    saves and leaves the process with exit status 0. Raises FloatingPointError when the loss is not
+    saves and leaves the process with exit status 0, every process at the same step. Raises FloatingPointError when the loss is not
     finite: the last good checkpoint is kept.
     """
     section = config[phase]
@@ -83,7 +83,7 @@ def train(
     learning_rate = schedule(section, steps_per_epoch)
     image_shape = splits.train.images.shape[1:]
     state = create_state(variables, tx, objective, (section.batch_size, *image_shape))
-    state = jax.device_put(state, sharding.replicated(mesh))
+    state = sharding.put(state, sharding.replicated(mesh))
     update = train_step(
         module,
         objective,
@@ -161,7 +161,7 @@ def train(
             if objective.smoothing:
                 measures['validation_radius'] = radii
             return {
-                metric: _mean(measure, splits.validation, config.evaluate.batch_size)
+                metric: _mean(measure, mesh, splits.validation, config.evaluate.batch_size)
                 for metric, measure in measures.items()
             }
 
@@ -177,7 +177,7 @@ def train(
 
                 epoch, within_epoch = divmod(step, steps_per_epoch)
                 ends_epoch, last = within_epoch == 0, step == total_steps
-                stops = stop.requested
+                stops = stop.requested or distributed.preempted()
                 validates = ends_epoch and (last or epoch % config.validate_every == 0)
                 saves = validates or (ends_epoch and epoch % config.checkpoint_every == 0)
                 if ends_epoch or stops or step % config.log_every == 0:
@@ -201,15 +201,15 @@ def train(
                     saved = step
                 if stops and not last:
                     checkpoints.wait()
-                    print(f'{name}: stopped at step {step}, saved; the same command goes on.')
+                    log.tell(f'stopped at step {step}, saved; the same command goes on.')
                     sys.exit(0)
 
 
-def _mean(measure, split: Split, batch_size):
-    total = sum(
-        np.sum(np.asarray(measure(batch))[batch['mask']])
-        for batch in eval_batches(*split, batch_size)
-    )
+def _mean(measure, mesh, split: Split, batch_size):
+    total = 0.0
+    for batch in eval_batches(*split, batch_size):
+        values = distributed.gather(measure(sharding.put(batch, sharding.sharded(mesh))))
+        total += np.sum(values[batch['mask']])
     return float(total / len(split.labels))
 
 

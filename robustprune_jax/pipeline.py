@@ -12,7 +12,7 @@ from flax import linen
 from ml_collections import ConfigDict
 
 from conversion.to_torch import export_checkpoint
-from robustprune_jax import checkpoint, phase, report, sharding
+from robustprune_jax import checkpoint, distributed, phase, report, sharding
 from robustprune_jax import config as configs
 from robustprune_jax.bounds import METHODS
 from robustprune_jax.config import lookup
@@ -45,12 +45,16 @@ def run(config: ConfigDict, workdir: Path | str) -> dict:
     workdir that do not fit together; FloatingPointError when training diverges.
     """
     started, workdir = time.monotonic(), Path(workdir)
-    wanted = configs.phases(config)
-    check_names(config)
-    configs.check(config)
-    splits = load(config.dataset)
-    module = create_model(config.arch, config.dataset.num_classes)
-    _check_images(config, module, splits)
+    distributed.agree({'config': json.loads(config.to_json()), 'workdir': str(workdir)})
+    with distributed.together():
+        wanted = configs.phases(config)
+        check_names(config)
+        configs.check(config)
+        splits = load(config.dataset)
+        module = create_model(config.arch, config.dataset.num_classes)
+        _check_images(config, module, splits)
+        _check_claim(config, workdir)
+    distributed.agree({part: split.images.shape for part, split in splits._asdict().items()})
     _claim(config, workdir)
     _check_sources(config, wanted, splits, workdir)
 
@@ -68,13 +72,15 @@ def run(config: ConfigDict, workdir: Path | str) -> dict:
                 variables = phase.start_variables(config, name, density, source)
             phase.train(config, name, density, module, variables, splits, directory)
 
+    writes = jax.process_index() == 0
     result = _read_result(config, workdir)
     earlier = result['seconds']
     for name, path in _networks(config, wanted, workdir).items():
         variables, meta = checkpoint.load(path, config.evaluate.checkpoint)
         export = workdir / 'export' / f'{name}.pth.tar'
-        export.parent.mkdir(exist_ok=True)
-        export_checkpoint(variables, meta, export)
+        if writes:
+            export.parent.mkdir(exist_ok=True)
+            export_checkpoint(variables, meta, export)
         if 'evaluate' in wanted:
             entry = evaluate(config, name, module, variables, splits.test, workdir)
             entry['density'] = meta['density'] or 1.0
@@ -83,9 +89,12 @@ def run(config: ConfigDict, workdir: Path | str) -> dict:
             others = [network for network in result['networks'] if network['name'] != name]
             result['networks'] = [*others, entry]
         result['seconds'] = round(earlier + time.monotonic() - started, 1)
-        write_atomically(workdir / 'result.json', json.dumps(result, indent=1) + '\n')
-    page = report.write(workdir)
-    print(report.table(result), f'\nreport: {page}', flush=True)
+        if writes:
+            write_atomically(workdir / 'result.json', json.dumps(result, indent=1) + '\n')
+    with distributed.together():  # a process that leaves earlier would wait for the others to end
+        if writes:
+            page = report.write(workdir)
+            print(report.table(result), f'\nreport: {page}', flush=True)
     return result
 
 
@@ -118,8 +127,8 @@ def _initial_variables(config, module: linen.Module, splits: Splits) -> dict:
     return module.init(phase.phase_key(config.seed, 'pretrain', 'init'), images)
 
 
-def _claim(config, workdir):
-    """Writes config.json; refuses a workdir of another experiment."""
+def _check_claim(config, workdir):
+    """Refuses a workdir of another experiment."""
     path = workdir / 'config.json'
     if path.exists():
         # A version that adds a field gives it the default under which older runs were made.
@@ -129,7 +138,17 @@ def _claim(config, workdir):
             raise ValueError(
                 f'{workdir} holds another experiment (there, here): {found}; choose a new --workdir'
             )
-    write_atomically(path, config.to_json(indent=1) + '\n')
+
+
+def _claim(config, workdir):
+    """Writes config.json; refuses a workdir that is not the same folder on every host."""
+    path = workdir / 'config.json'
+    with distributed.together():
+        if jax.process_index() == 0:
+            write_atomically(path, config.to_json(indent=1) + '\n')
+    with distributed.together():
+        if not path.exists():
+            raise FileNotFoundError(f'no {path}: --workdir must be a folder that all hosts share')
 
 
 def _folder(workdir: Path, name: str, density: float | None) -> Path:
