@@ -40,9 +40,13 @@ def main(argv: list[str]) -> None:
         if distributed.found() if DISTRIBUTED.value is None else DISTRIBUTED.value:
             distributed.start(JOIN_TIMEOUT.value)
         pipeline.run(CONFIG.value, WORKDIR.value)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
+        lost = isinstance(error, jax.errors.JaxRuntimeError)
+        if lost and jax.process_count() == 1:
+            raise
         logging.debug('', exc_info=True)  # the traceback: --verbosity=1
-        sys.exit(f'error: {error}')
+        hint = '; if a process is gone, the same command on every host goes on' if lost else ''
+        distributed.fail(f'error: {error}{hint}')
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -76,7 +76,12 @@ def save(
 
     quality: the metric that chooses the best; None where it was not measured.
     """
-    items = {'variables': variables, 'optimizer': _rest(state), 'data': _Position(data), 'meta': meta}
+    items = {
+        'variables': variables,
+        'optimizer': _rest(state),
+        'data': _Position(data),
+        'meta': meta,
+    }
     metrics = None if quality is None else {'quality': quality}
     # Without force a save is silently skipped while another is in progress.
     checkpoints.save_checkpointables_async(meta['step'], items, metrics=metrics, force=True)

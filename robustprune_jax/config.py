@@ -67,7 +67,11 @@ def default() -> ConfigDict:
     config.dataset.validation = 144  # of these, held out to choose the best checkpoint
     config.dataset.augment = 'none'  # none | crop | crop_flip
 
-    # natural | pgd | trades | smooth | ibp | crown_ibp | mixtrain
+    config.batch_norm = 'global'  # statistics of the whole batch | per_device: as under jax.pmap
+    config.accumulate = 1  # parts of a batch whose gradients are computed one after the other
+    config.compute_dtype = 'float32'  # | bfloat16: training's networks; parameters stay float32
+
+    # natural | pgd | trades | free | smooth | ibp | crown_ibp | mixtrain
     config.objective = 'trades'
     config.attack = ConfigDict()  # the attack of training and validation
     config.attack.eps = 0.1  # radius of the ball, in pixel units ([0, 1])
@@ -80,6 +84,10 @@ def default() -> ConfigDict:
     # clean_attacked: the clean pass, then the attacked one, move the BatchNorm statistics;
     # original: its four passes (clean, clean, attacked, clean), the attack after the first.
     config.trades.bn_updates = 'clean_attacked'
+    config.free = ConfigDict()
+    # Updates on each batch. A phase makes epochs / n_repeats passes over the data, as many updates
+    # as with another objective; validate_every and checkpoint_every count passes.
+    config.free.n_repeats = 4
     config.smooth = ConfigDict()
     config.smooth.method = 'stability'  # stability | gaussian | adversarial
     config.smooth.sigma = 0.25  # standard deviation of the noise, in pixel units
@@ -259,6 +267,11 @@ def check(config: ConfigDict) -> None:
         config.trades.bn_updates in ('clean_attacked', 'original'),
         'clean_attacked or original',
     )
+    require('batch_norm', config.batch_norm in ('global', 'per_device'), 'global or per_device')
+    require('accumulate', config.accumulate >= 1, 'at least 1')
+    dtypes = ('float32', 'bfloat16')
+    require('compute_dtype', config.compute_dtype in dtypes, ' or '.join(dtypes))
+    require('free.n_repeats', config.free.n_repeats >= 1, 'at least 1')
     for field in ('smooth', 'evaluate.smooth'):
         section = config.evaluate.smooth if '.' in field else config.smooth
         require(f'{field}.sigma', section.sigma > 0, 'more than 0, in pixel units')
@@ -279,6 +292,8 @@ def check(config: ConfigDict) -> None:
         require(field, config[field] >= 1, 'at least 1')
     for phase in ('pretrain', 'prune', 'finetune', 'lwm'):
         section = config[phase]
+        free = objective_name(config, phase) == 'free'
+        require('attack.norm', not free or config.attack.norm == 'linf', 'linf: free has no other')
         for field in ('epochs', 'batch_size'):
             require(f'{phase}.{field}', section[field] >= 1, 'at least 1')
         require(f'{phase}.learning_rate', section.learning_rate > 0, 'more than 0')
@@ -289,7 +304,12 @@ def check(config: ConfigDict) -> None:
         )
         require(f'{phase}.ramp_epochs', 0 <= section.ramp_epochs <= section.epochs, 'within epochs')
         if section.schedule == 'original_cosine':
-            require(f'{phase}.epochs', section.epochs > 1, 'more than 1: its formula gives rate 0')
+            repeats = config.free.n_repeats if free else 1
+            require(
+                f'{phase}.epochs',
+                section.epochs > repeats,
+                'more than 1 pass over the data: its formula gives rate 0',
+            )
 
 
 def objective_name(config: ConfigDict, phase: str) -> str:

@@ -9,8 +9,9 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -50,12 +51,13 @@ def start(timeout: float) -> None:
 
     def give_up():
         here = f'process {index} of {count}, coordinator {address}' if address else 'this process'
-        sys.stderr.write(
+        print(
             f'error: not every process had joined after {timeout:g} s ({here}): start the same '
             'command on every host, check that process 0 can be reached, or raise --join_timeout; '
-            '--nodistributed runs without the others\n'
+            '--nodistributed runs without the others',
+            file=sys.stderr,
+            flush=True,
         )
-        sys.stderr.flush()
         os._exit(1)
 
     timer = threading.Timer(timeout, give_up)
@@ -72,6 +74,16 @@ def start(timeout: float) -> None:
         ) from None
     finally:
         timer.cancel()
+
+
+def fail(message: str) -> NoReturn:
+    """Ends the process with a message and exit status 1."""
+    if jax.process_count() == 1:
+        sys.exit(message)
+    # At a normal exit jax waits minutes for the others, which may be gone, or wait for this one.
+    print(message, file=sys.stderr, flush=True)
+    time.sleep(1)  # without process 0 the others would not get to say what went wrong
+    os._exit(1)
 
 
 def exchange(value: Any) -> list:
@@ -116,9 +128,11 @@ def together() -> Iterator[None]:
 def gather(tree: Any) -> Any:
     """Returns the arrays of a pytree, whole, as numpy, on every process; the rest as it is."""
     return jax.tree.map(
-        lambda leaf: multihost_utils.process_allgather(leaf, tiled=True)
-        if isinstance(leaf, jax.Array)
-        else leaf,
+        lambda leaf: (
+            multihost_utils.process_allgather(leaf, tiled=True)
+            if isinstance(leaf, jax.Array)
+            else leaf
+        ),
         tree,
     )
 

@@ -24,7 +24,14 @@ from robustprune_jax.masks import init_scores
 from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.optim import optimizer, phase_labels, schedule
 from robustprune_jax.smoothing import soft_radii
-from robustprune_jax.step import create_state, logits_fn, predictions, train_step, with_masks
+from robustprune_jax.step import (
+    create_state,
+    logits_fn,
+    place,
+    predictions,
+    train_step,
+    with_masks,
+)
 
 
 def phase_key(seed: int, phase: str, use: str) -> jax.Array:
@@ -63,13 +70,13 @@ def train(
     """Trains `variables` through one phase, into directory/{checkpoints, metrics.jsonl}.
 
     phase: pretrain, prune, finetune or lwm; density: its kept fraction, None in pretrain. Goes on
-    from the latest checkpoint in `directory`, bit for bit as if never interrupted. On SIGTERM it
-    saves and leaves the process with exit status 0, every process at the same step. Raises FloatingPointError when the loss is not
-    finite: the last good checkpoint is kept.
+    from the latest checkpoint in `directory`, bit for bit as if never interrupted. On SIGTERM to
+    one process all save, at the same step, and leave with exit status 0. Raises FloatingPointError
+    when the loss is not finite: the last good checkpoint is kept.
     """
-    section = config[phase]
     name = phase if density is None else f'{phase} {density}'
     objective = lookup(OBJECTIVES, objective_name(config, phase), 'objective')(config)
+    section = _in_passes(config[phase], objective.repeats)
     steps_per_epoch = math.ceil(len(splits.train.labels) / section.batch_size)
     total_steps = section.epochs * steps_per_epoch
     mask_density = density if phase == 'prune' else None
@@ -79,11 +86,12 @@ def train(
     variables = {name: value for name, value in variables.items() if name != 'unused'}
     mesh = sharding.make_mesh()
     labels = phase_labels(variables, phase, config.prune.freeze_bn)
-    tx = optimizer(section, labels, steps_per_epoch)
-    learning_rate = schedule(section, steps_per_epoch)
+    updates_per_epoch = steps_per_epoch * objective.repeats
+    tx = optimizer(section, labels, updates_per_epoch)
+    learning_rate = schedule(section, updates_per_epoch)
     image_shape = splits.train.images.shape[1:]
     state = create_state(variables, tx, objective, (section.batch_size, *image_shape))
-    state = sharding.put(state, sharding.replicated(mesh))
+    state = place(state, mesh)
     update = train_step(
         module,
         objective,
@@ -94,6 +102,9 @@ def train(
         total_steps=total_steps,
         ramp_epochs=section.ramp_epochs,
         density=mask_density,
+        accumulate=config.accumulate,
+        batch_norm=config.batch_norm,
+        compute_dtype=config.compute_dtype,
     )
     data = train_batches(
         *splits.train,
@@ -130,7 +141,7 @@ def train(
                 )
             means = {k: float(np.mean([m[k] for m in gathered])) for k in gathered[0]}
             rates = {
-                'learning_rate': float(learning_rate(step - 1)),
+                'learning_rate': float(learning_rate(step * objective.repeats - 1)),
                 'images_per_second': round(log.images_per_second(), 1),
             }
             return {**means, **rates}
@@ -203,6 +214,15 @@ def train(
                     checkpoints.wait()
                     log.tell(f'stopped at step {step}, saved; the same command goes on.')
                     sys.exit(0)
+
+
+def _in_passes(section, repeats):
+    """A phase's settings with its epochs as passes over the data, `repeats` updates on a batch."""
+    section = section.copy_and_resolve_references()
+    section.epochs = math.ceil(section.epochs / repeats)
+    section.warmup_epochs /= repeats
+    section.ramp_epochs /= repeats
+    return section
 
 
 def _mean(measure, mesh, split: Split, batch_size):

@@ -54,7 +54,8 @@ def run(config: ConfigDict, workdir: Path | str) -> dict:
         module = create_model(config.arch, config.dataset.num_classes)
         _check_images(config, module, splits)
         _check_claim(config, workdir)
-    distributed.agree({part: split.images.shape for part, split in splits._asdict().items()})
+    parts = ('train', 'validation', 'test')
+    distributed.agree({f'{part} images': len(getattr(splits, part).labels) for part in parts})
     _claim(config, workdir)
     _check_sources(config, wanted, splits, workdir)
 
@@ -110,7 +111,9 @@ def check_names(config: ConfigDict) -> None:
         lookup(OBJECTIVES, configs.objective_name(config, name), 'objective')
         lookup(OPTIMIZERS, config[name].optimizer, 'optimizer')
         lookup(SCHEDULES, config[name].schedule, 'schedule')
-        sharding.check_batch_size(config[name].batch_size, f'config.{name}.batch_size')
+        sharding.check_batch_size(
+            config[name].batch_size, f'config.{name}.batch_size', config.accumulate
+        )
     evaluate, smooth = config.evaluate, config.evaluate.smooth
     sharding.check_batch_size(evaluate.batch_size, 'config.evaluate.batch_size')
     sharding.check_batch_size(smooth.batch_size, 'config.evaluate.smooth.batch_size')

@@ -18,13 +18,16 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return Mesh(np.array(in_order), ('data',), axis_types=(AxisType.Auto,))
 
 
-def check_batch_size(batch_size: int, field: str) -> None:
-    """Raises ValueError when a global batch cannot be divided over the devices."""
+def check_batch_size(batch_size: int, field: str, parts: int = 1) -> None:
+    """Raises ValueError when a global batch cannot be divided over the devices, in `parts` each."""
     devices = jax.device_count()
-    if batch_size % devices:
-        nearest = max(devices, round(batch_size / devices) * devices)
+    shares = devices * parts
+    if batch_size % shares:
+        nearest = max(shares, round(batch_size / shares) * shares)
+        of_each = f' in {parts} parts each (config.accumulate)' if parts > 1 else ''
         raise ValueError(
-            f'{field} is {batch_size}: not divisible by the {devices} devices; nearest: {nearest}'
+            f'{field} is {batch_size}: not divisible by the {devices} devices{of_each}; '
+            f'nearest: {nearest}'
         )
 
 

@@ -1,6 +1,7 @@
 """Robust objectives. OBJECTIVES maps a name to (config) -> Objective."""
 
 from robustprune_jax.objectives.crown_ibp import crown_ibp
+from robustprune_jax.objectives.free import free
 from robustprune_jax.objectives.ibp import ibp
 from robustprune_jax.objectives.mixtrain import mixtrain
 from robustprune_jax.objectives.natural import natural
@@ -13,6 +14,7 @@ OBJECTIVES = {
     'natural': natural,
     'pgd': pgd,
     'trades': trades,
+    'free': free,
     'smooth': smooth,
     'ibp': ibp,
     'crown_ibp': crown_ibp,

@@ -34,13 +34,18 @@ class Objective(NamedTuple):
 
     batch: 'image' float32 [B, H, W, C] in [0, 1] and 'label' [B]; 'noise' [B, H, W, C], standard
     normal, replaces what the objective would draw from `key`. carry: the objective's own state,
-    made by init_carry(batch_shape) and checkpointed. metrics: scalars, averages over the batch.
+    made by init_carry(batch_shape) and checkpointed: arrays [B, ...], split over the devices like
+    the batch. After the loss's gradient to the carry, which comes with that to the weights, it is
+    ascend(carry, gradient). repeats: optimizer updates on each batch. metrics: scalars, averages
+    over the batch.
     attack, certificate, smoothing: settings of attacks.pgd, bounds.margins or smoothing.soft_radii,
     by which validation measures the quality of a checkpoint; without any: clean accuracy.
     """
 
     loss: Callable[..., tuple[jax.Array, tuple[Any, Any, dict[str, jax.Array]]]]
     init_carry: Callable[[tuple[int, ...]], Any] = lambda batch_shape: ()
+    ascend: Callable[[Any, Any], Any] = lambda carry, gradient: carry
+    repeats: int = 1
     attack: dict[str, Any] | None = None
     certificate: dict[str, Any] | None = None
     smoothing: dict[str, Any] | None = None

@@ -1,0 +1,147 @@
+"""What only several devices can show: python tests/device_programs.py NAME, on simulated ones."""
+
+import re
+import sys
+
+import golden
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from robustprune_jax import sharding
+from robustprune_jax.attacks import cross_entropy
+from robustprune_jax.config import default
+from robustprune_jax.data.augment import AUGMENTATIONS
+from robustprune_jax.masks import init_scores
+from robustprune_jax.models import create_model
+from robustprune_jax.objectives import OBJECTIVES
+from robustprune_jax.optim import optimizer, phase_labels
+from robustprune_jax.step import create_state, place, train_step
+
+SHAPE = (16, 16, 16, 3)
+MODULE = create_model('vgg2_bn')
+
+
+def inputs(phase, dtype):
+    variables = dict(MODULE.init(jax.random.key(0), np.zeros((1, *SHAPE[1:]))))
+    if phase == 'prune':
+        variables['scores'] = init_scores(variables['params'])
+    batch = {
+        'image': golden.formula_images((SHAPE[0], 3, 16, 16)).astype(dtype),
+        'label': golden.formula_labels(SHAPE[0]).astype(np.int32),
+    }
+    return jax.tree.map(lambda x: np.asarray(x, dtype), variables), batch
+
+
+def prepared(phase, name, devices, dtype=np.float32, augment='crop_flip', **settings):
+    """Returns a step on so many devices, its state and its batch."""
+    config = default()
+    config.attack.update(steps=2)
+    config.free.n_repeats = 2
+    variables, batch = inputs(phase, dtype)
+    objective = OBJECTIVES[name](config)
+    tx = optimizer(config[phase], phase_labels(variables, phase), 1)
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    update = train_step(
+        MODULE,
+        objective,
+        tx,
+        AUGMENTATIONS[augment],
+        mesh,
+        steps_per_epoch=10,
+        total_steps=10,
+        density=0.1 if phase == 'prune' else None,
+        **settings,
+    )
+    state = place(create_state(variables, tx, objective, SHAPE), mesh)
+    if dtype == np.float64:
+        state = state.replace(carry=jax.tree.map(lambda x: x.astype(dtype), state.carry))
+    return update, state, sharding.shard_batch(mesh, batch)
+
+
+def after(steps, *arguments, **settings):
+    """Returns the state and metrics after so many steps, as numpy."""
+    update, state, batch = prepared(*arguments, **settings)
+    for _ in range(steps):
+        state, metrics = update(state, batch, jax.random.key(1))
+    return jax.device_get((state, metrics))
+
+
+def assert_close(one, other, tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, tolerance, 1e-12), one, other)
+
+
+def trades():
+    """Prune with BatchNorm and augmentation. In float64, where an attack amplifies no rounding."""
+    assert_close(*(after(5, 'prune', 'trades', n, np.float64) for n in (1, 4)), 1e-9)
+
+
+def free():
+    """The perturbation is split over the devices."""
+    assert_close(*(after(3, 'pretrain', 'free', n, np.float64) for n in (1, 4)), 1e-9)
+
+
+def natural():
+    """In float32, without an attack: relative to the whole vector of parameters."""
+    one, other = (
+        jax.flatten_util.ravel_pytree(after(5, 'pretrain', 'natural', n)[0].variables)[0]
+        for n in (1, 4)
+    )
+    assert np.linalg.norm(one - other) < 1e-5 * np.linalg.norm(one)
+
+
+def per_device():
+    """The step under jax.pmap, written out: local statistics, and means over the devices."""
+    variables, batch = inputs('pretrain', np.float64)
+    settings = {'augment': 'none', 'batch_norm': 'per_device'}
+    state, metrics = after(3, 'pretrain', 'natural', 4, np.float64, **settings)
+
+    config = default()
+    tx = optimizer(config.pretrain, phase_labels(variables, 'pretrain'), 1)
+
+    def step(variables, opt_state, batch):
+        def loss(params):
+            logits, moved = MODULE.apply(
+                {**variables, 'params': params}, batch['image'], True, mutable=['batch_stats']
+            )
+            return jnp.mean(cross_entropy(logits, batch['label'])), moved['batch_stats']
+
+        (value, moved), gradient = jax.value_and_grad(loss, has_aux=True)(variables['params'])
+        value, moved, gradient = jax.lax.pmean((value, moved, gradient), 'data')
+        leaves = {'params': variables['params']}
+        updates, opt_state = tx.update({'params': gradient}, opt_state, leaves)
+        return {**optax.apply_updates(leaves, updates), 'batch_stats': moved}, opt_state, value
+
+    mapped = jax.pmap(
+        step, 'data', in_axes=(None, None, 0), out_axes=None, devices=jax.devices()[:4]
+    )
+    parts = jax.tree.map(lambda x: x.reshape(4, -1, *x.shape[1:]), batch)
+    opt_state = tx.init({'params': variables['params']})
+    for _ in range(3):
+        variables, opt_state, value = mapped(variables, opt_state, parts)
+    assert_close((state.variables, metrics['loss']), (variables, value), 1e-9)
+    whole, _ = after(3, 'pretrain', 'natural', 4, np.float64, augment='none')
+    assert np.abs(whole.variables['batch_stats']['bn1']['var']
+                  - state.variables['batch_stats']['bn1']['var']).max() > 1e-6  # fmt: skip
+
+
+def collectives():
+    """A step on 8 devices sums gradients, BatchNorm's sums and metrics; nothing is gathered."""
+    update, state, batch = prepared('prune', 'trades', 8)
+    sizes = {leaf.size for leaf in jax.tree.leaves(state.variables['params'])}
+    channels = {leaf.size for leaf in jax.tree.leaves(state.variables['batch_stats'])}
+    program = update.lower(state, batch, jax.random.key(0)).compile().as_text()
+    kinds = (
+        'all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter|all-reduce'
+    )
+    found = re.findall(rf'= (\(?[^()]*\)?) ({kinds})(?:-start)?\(', program)
+    assert {kind for _, kind in found} == {'all-reduce'}
+    for shapes, _ in found:
+        for shape in re.findall(r'\[([\d,]*)\]', shapes):
+            size = np.prod([int(n) for n in shape.split(',') if n], dtype=int)
+            assert size in sizes | channels | {1}, shapes
+
+
+if __name__ == '__main__':
+    {f.__name__: f for f in (trades, free, natural, per_device, collectives)}[sys.argv[1]]()
