@@ -234,14 +234,18 @@ def _mean(measure, mesh, split: Split, batch_size):
 
 
 class _StopRequest:
-    """While entered, SIGTERM only sets `requested`: the loop saves and leaves by itself."""
+    """While entered, SIGTERM to the only process just sets `requested`: the loop saves and leaves
+    by itself."""
 
     def __init__(self):
         self.requested = False
 
     def __enter__(self):
-        self._handles = threading.current_thread() is threading.main_thread()
-        if self._handles:  # Python sets signal handlers in the main thread only
+        # Python sets signal handlers in the main thread only. Several processes have jax's, which
+        # tells all of them: distributed.preempted.
+        main_thread = threading.current_thread() is threading.main_thread()
+        self._handles = main_thread and jax.process_count() == 1
+        if self._handles:
             self._before = signal.signal(signal.SIGTERM, self._request)
         return self
 

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
-from robustprune_jax import sharding
+from robustprune_jax import distributed, sharding
 from robustprune_jax.attacks import cross_entropy
 from robustprune_jax.config import default
 from robustprune_jax.data.augment import AUGMENTATIONS
@@ -54,10 +55,9 @@ def prepared(phase, name, devices, dtype=np.float32, augment='crop_flip', **sett
         density=0.1 if phase == 'prune' else None,
         **settings,
     )
-    state = place(create_state(variables, tx, objective, SHAPE), mesh)
-    if dtype == np.float64:
-        state = state.replace(carry=jax.tree.map(lambda x: x.astype(dtype), state.carry))
-    return update, state, sharding.shard_batch(mesh, batch)
+    state = create_state(variables, tx, objective, SHAPE)
+    state = state.replace(carry=jax.tree.map(lambda x: x.astype(dtype), state.carry))
+    return update, place(state, mesh), sharding.put(batch, sharding.sharded(mesh))
 
 
 def after(steps, *arguments, **settings):
@@ -84,10 +84,7 @@ def free():
 
 def natural():
     """In float32, without an attack: relative to the whole vector of parameters."""
-    one, other = (
-        jax.flatten_util.ravel_pytree(after(5, 'pretrain', 'natural', n)[0].variables)[0]
-        for n in (1, 4)
-    )
+    one, other = (ravel_pytree(after(5, 'pretrain', 'natural', n)[0].variables)[0] for n in (1, 4))
     assert np.linalg.norm(one - other) < 1e-5 * np.linalg.norm(one)
 
 
@@ -143,5 +140,14 @@ def collectives():
             assert size in sizes | channels | {1}, shapes
 
 
+def save(path):
+    """The parameters after five steps on all devices of all processes; each process saves them."""
+    if distributed.found():
+        distributed.start(60)
+    state, _ = after(5, 'prune', 'trades', jax.device_count(), np.float64)
+    np.save(path, ravel_pytree(state.variables)[0])
+
+
 if __name__ == '__main__':
-    {f.__name__: f for f in (trades, free, natural, per_device, collectives)}[sys.argv[1]]()
+    programs = (trades, free, natural, per_device, collectives, save)
+    {program.__name__: program for program in programs}[sys.argv[1]](*sys.argv[2:])

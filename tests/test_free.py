@@ -121,7 +121,7 @@ def test_free_knows_no_other_ball():
     config = default()
     config.objective = 'free'
     config.attack.norm = 'l2'
-    with pytest.raises(ValueError, match="config.attack.norm is 'l2': expected linf"):
+    with pytest.raises(ValueError, match=r"config.attack.norm is 'l2': expected linf"):
         check(config)
 
 
