@@ -3,8 +3,9 @@
 python benchmarks/memory.py --config=configs/cifar10.py --batch_sizes=64,128 [--phase=prune]
 
 Prints GB for the state (weights, scores, optimizer, carry), for what a step needs beside it, and
-the FLOPs of a step. The batch sizes are of one device. The plan is that of the backend it runs on:
-a CPU's is a guide to another's, no more.
+the FLOPs of a step, where XLA counts a loop once: the parts of config.accumulate, and on GPU and
+TPU the updates of `free`. The batch sizes are of one device. The plan is that of the backend it
+runs on: a CPU's is a guide to another's, no more.
 """
 
 from functools import partial

@@ -210,7 +210,7 @@ def train(
                         quality,
                     )
                     saved = step
-                if stops and not last:
+                if stops:
                     checkpoints.wait()
                     log.tell(f'stopped at step {step}, saved; the same command goes on.')
                     sys.exit(0)

@@ -3,6 +3,7 @@
 import re
 import sys
 
+import flax.linen as nn
 import golden
 import jax
 import jax.numpy as jnp
@@ -15,13 +16,24 @@ from robustprune_jax.attacks import cross_entropy
 from robustprune_jax.config import default
 from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.masks import init_scores
-from robustprune_jax.models import create_model
 from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.optim import optimizer, phase_labels
 from robustprune_jax.step import create_state, place, train_step
 
 SHAPE = (16, 16, 16, 3)
-MODULE = create_model('vgg2_bn')
+
+
+class Small(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.Conv(8, (3, 3))(images)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        x = nn.Conv(16, (3, 3), (2, 2))(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        return nn.Dense(10)(jnp.mean(x, axis=(1, 2)))
+
+
+MODULE = Small()
 
 
 def inputs(phase, dtype):
@@ -119,8 +131,8 @@ def per_device():
         variables, opt_state, value = mapped(variables, opt_state, parts)
     assert_close((state.variables, metrics['loss']), (variables, value), 1e-9)
     whole, _ = after(3, 'pretrain', 'natural', 4, np.float64, augment='none')
-    assert np.abs(whole.variables['batch_stats']['bn1']['var']
-                  - state.variables['batch_stats']['bn1']['var']).max() > 1e-6  # fmt: skip
+    assert np.abs(whole.variables['batch_stats']['BatchNorm_0']['var']
+                  - state.variables['batch_stats']['BatchNorm_0']['var']).max() > 1e-6  # fmt: skip
 
 
 def collectives():
