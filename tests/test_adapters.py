@@ -95,7 +95,7 @@ def test_adversarial_images_are_saved_for_other_tools(saved, source, tmp_path, c
         ('--out adversarial.pt', 'expected a name that ends in .npz'),
         ('--attacks pgd', "unknown attack 'pgd'"),
         ('--eps 8', 'eps is 8.0: expected above 0 and at most 1'),
-        ('--checkpoint nowhere', 'no checkpoint in nowhere'),
+        ('--checkpoint nowhere', "unknown network, neither a file nor in the zoo 'nowhere'"),
     ],
 )
 def test_a_wrong_command_ends_in_one_line(saved, change, message):

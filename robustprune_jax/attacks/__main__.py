@@ -12,8 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from conversion.from_torch import import_checkpoint
-from robustprune_jax import checkpoint, data
+from robustprune_jax import data, zoo
 from robustprune_jax.attacks import STANDARD, accuracy_after, in_order, save
 from robustprune_jax.config import default
 from robustprune_jax.data.augment import to_float
@@ -24,9 +23,7 @@ from robustprune_jax.step import logits_fn
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog='python -m robustprune_jax.attacks', description=__doc__)
     add = parser.add_argument
-    add('--checkpoint', required=True, help='a folder of a run, or a PyTorch or safetensors file')
-    add('--arch', help='of a file; default: found from it')
-    add('--density', type=float, help='of a file with masks: the fraction of weights kept')
+    add('--checkpoint', required=True, help='a folder of a run, a PyTorch file, a name of the zoo')
     add('--dataset', default='digits', help='a data set of the config, whose test images are taken')
     add('--dir', default='', help='where its files are')
     add('--examples', type=int, default=0, help='the first N test images; default: all')
@@ -46,13 +43,8 @@ def main(argv: list[str] | None = None) -> None:
 def _attack(args, attacks):
     if args.out and Path(args.out).suffix != '.npz':
         raise ValueError(f'--out is {args.out}: expected a name that ends in .npz')
-    if Path(args.checkpoint).is_file():
-        variables, meta, _ = import_checkpoint(
-            args.checkpoint, arch=args.arch, density=args.density
-        )
-    else:
-        variables, meta = checkpoint.load(args.checkpoint)
-    network = logits_fn(create_model(meta['arch'], num_classes=meta['num_classes']), variables)
+    variables, meta = zoo.read(args.checkpoint)
+    network = logits_fn(create_model(meta['arch'], meta['num_classes']), variables)
     config = default()
     config.dataset.update(
         name=args.dataset, dir=args.dir, num_classes=meta['num_classes'], validation=0
