@@ -12,7 +12,7 @@ from flax import linen
 from ml_collections import ConfigDict
 
 from conversion.to_torch import export_checkpoint
-from robustprune_jax import checkpoint, distributed, phase, report, sharding
+from robustprune_jax import checkpoint, distributed, phase, report, sharding, zoo
 from robustprune_jax import config as configs
 from robustprune_jax.bounds import METHODS
 from robustprune_jax.config import lookup
@@ -89,6 +89,9 @@ def run(config: ConfigDict, workdir: Path | str) -> dict:
             entry['export'] = os.path.relpath(export, workdir)
             others = [network for network in result['networks'] if network['name'] != name]
             result['networks'] = [*others, entry]
+            if writes:
+                card = json.dumps(zoo.card(config, entry), indent=1) + '\n'
+                write_atomically(export.with_name(f'{name}.json'), card)
         result['seconds'] = round(earlier + time.monotonic() - started, 1)
         if writes:
             write_atomically(workdir / 'result.json', json.dumps(result, indent=1) + '\n')

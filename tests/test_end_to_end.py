@@ -102,7 +102,7 @@ def test_metrics_and_report(finished):
                 'validation_robust_accuracy',
             } < set(line)
     page = (workdir / 'report/index.html').read_text()
-    assert 'PGD-3' in page and 'data:image/png;base64' in page
+    assert 'PGD-3' in page and 'data:image/svg+xml;base64' in page
 
 
 def test_the_same_command_redoes_nothing(finished, tiny_config, tmp_path):

@@ -3,8 +3,10 @@
 import base64
 import json
 import re
+import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,15 @@ import pytest
 
 from conversion import save_pth
 from robustprune_jax import report
+from robustprune_jax.config import default
 from robustprune_jax.report import __main__ as command
-from robustprune_jax.report import figures, results
+from robustprune_jax.report import columns, formats, results
+from robustprune_jax.report.experiments import Experiment, experiments
+from robustprune_jax.report.figures import weights
 from robustprune_jax.report.run import PHASES, Run, read
 
 PNG = b'\x89PNG\r\n'
+FIGURES = ['accuracy_by_compression', 'layers', 'training', 'weights_0.05', 'weights_0.1']
 
 
 def network(name, density, kept, clean, pgd, **robust):
@@ -53,6 +59,14 @@ def a_result():
 @pytest.fixture
 def workdir(tmp_path):
     """A finished run at two densities, as the files of a run have it."""
+    return a_run(tmp_path / 'run', a_result())
+
+
+def a_run(tmp_path, result, **fields):
+    config = default()
+    config.update(seed=result['seed'], **fields)
+    tmp_path.mkdir()
+    (tmp_path / 'config.json').write_text(config.to_json())
     for part in ['pretrain', *(f'density_{d}/{p}' for d in (0.1, 0.05) for p in PHASES)]:
         folder = tmp_path / part
         folder.mkdir(parents=True)
@@ -67,12 +81,12 @@ def workdir(tmp_path):
         (folder / 'metrics.jsonl').write_text(text + '{"step": 15, "lo')  # killed while writing
     (tmp_path / 'export').mkdir()
     kernels = np.random.default_rng(0).normal(size=(2, 50, 40)).astype(np.float32)
-    for entry in a_result()['networks']:
+    for entry in result['networks']:
         state = {f'layer{i}.weight': k * (k > 2 - entry['density']) for i, k in enumerate(kernels)}
         state['layer0.bias'] = np.ones(50, np.float32)
         checkpoint = {'arch': 'mnist_model', 'state_dict': state}
         save_pth(tmp_path / 'export' / f'{entry["name"]}.pth.tar', checkpoint)
-    (tmp_path / 'result.json').write_text(json.dumps(a_result()))
+    (tmp_path / 'result.json').write_text(json.dumps(result))
     return tmp_path
 
 
@@ -97,8 +111,13 @@ def test_table_by_hand():
     ]
 
 
+def rows_of(*all_results):
+    (table,) = results.tables({'': list(all_results)})
+    return table.blocks[0].rows
+
+
 def test_the_better_of_a_pair_is_marked():
-    best = {row.name: row.best for row in results.rows(a_result()) if not row.delta}
+    best = {row.name: row.best for row in rows_of(a_result()) if not row.delta}
     assert best == {
         'pretrain': [False, False],
         'lwm_0.1': [False, False],  # equal clean accuracy
@@ -119,46 +138,46 @@ def test_a_column_for_every_evaluation():
             smooth={**smooth, 'certified_accuracy': certified},
         )
     )  # fmt: skip
-    columns = results.columns(result)
+    found = columns.columns([result])
     titles = ['clean', 'PGD-20', 'IBP', 'smooth r=0.25', 'smooth r=0.5']
-    assert [column.title for column in columns] == titles
-    assert columns[2].values == {'pruned_0.1': 0.5}
-    assert columns[4].settings == 'sigma 0.25, alpha 0.001, 1,000 samples, 100 images'
-    names = [row.name for row in results.rows(result)]
+    assert [column.title for column in found] == titles
+    assert found[2].values == {'pruned_0.1': {0: 0.5}}
+    assert found[4].settings == 'sigma 0.25, alpha 0.001, 1,000 samples'
+    names = [row.name for row in rows_of(result)]
     assert names[1:5] == ['lwm_0.1', 'pruned_0.1', 'hydra_0.1', 'hydra - lwm']
     # The 100 images of smoothing: 1.96 * sqrt(0.5 * 0.5 / 100).
-    assert results.notes(result)[-1].startswith('95 % confidence intervals reach at most 9.8 ')
     lines = report.table(result).splitlines()
+    assert lines[-1].startswith('95 % confidence intervals reach at most 9.8 ')
+    assert lines[-2].endswith('sigma 0.25, alpha 0.001, 1,000 samples, 100 images.')
     assert lines[4].split()[-5:] == ['70.0', '60.0', '50.0', '75.0', '50.0']
     assert lines[3].split()[-2:] == ['90.0', '80.0']  # nothing where it was not evaluated
 
 
 def test_table_of_an_unfinished_run():
     assert report.table({}) == 'No network has been evaluated yet.'
-    text = report.table({'networks': [{'name': 'hydra_0.1', 'density': 0.1}]})
-    assert text.splitlines()[2].split() == ['hydra_0.1', '0.1']
 
 
 # --- the page ---------------------------------------------------------------------------------
 
 
 def embedded(page):
-    return [base64.b64decode(data) for data in re.findall('data:image/png;base64,([^"]+)"', page)]
+    images = re.findall('data:image/svg\\+xml;base64,([^"]+)"', page)
+    return [base64.b64decode(data) for data in images]
 
 
 def test_page_of_a_whole_run(workdir):
     path = report.write(str(workdir))
     assert path == workdir / 'report' / 'index.html'
     page = path.read_text()
-    files = ['accuracy_by_density.png', 'training.png', 'weights_0.05.png', 'weights_0.1.png']
-    assert sorted(p.name for p in path.parent.iterdir()) == [*files[:1], 'index.html', *files[1:]]
-    written = [(path.parent / file).read_bytes() for file in files]
-    assert sorted(embedded(page)) == sorted(written)
-    assert all(image.startswith(PNG) for image in written)
-    assert '&lt;digits&gt;' in page and '<digits>' not in page
+    figures = [f'{name}.{kind}' for name in FIGURES for kind in ('png', 'svg')]
+    files = sorted(['index.html', 'table.csv', 'table.tex', *figures])
+    assert sorted(p.name for p in path.parent.iterdir()) == files
+    drawn = [(path.parent / f'{name}.svg').read_bytes() for name in FIGURES]
+    assert sorted(embedded(page)) == sorted(drawn)
+    assert all((path.parent / f'{name}.png').read_bytes().startswith(PNG) for name in FIGURES)
+    assert 'About the files' not in page
     assert '2 min 5 s' in page and 'jax 0.10.2' in page
     assert '<td class=best>85.0</td>' in page and '−1.2' in page
-    assert 'Missing from this report' not in page
     # Nothing to fetch: no address but the embedded data.
     assert re.findall(r'(?:src|href)="(?!data:)|https?://|@import|url\(', page) == []
 
@@ -167,7 +186,7 @@ def test_reading_leaves_out_a_cut_line_and_what_is_no_kernel(workdir):
     run = read(workdir)
     assert [line['step'] for line in run.metrics['pretrain']] == [5, 5, 10, 10]
     assert list(run.weights['hydra_0.1']) == [f'layer{i}' for i in range(2)]
-    assert run.densities == ['0.1', '0.05'] and run.missing == []
+    assert run.densities == ['0.1', '0.05'] and run.notes == []
 
 
 def test_missing_parts_are_named(workdir):
@@ -185,7 +204,7 @@ def test_missing_parts_are_named(workdir):
         'export/hydra_0.1.pth.tar: not an exported network',
     ):
         assert f'<li>{text}' in page
-    assert len(embedded(page)) == 4  # each density has one network left to compare
+    assert len(embedded(page)) == 5  # each density has one network left to compare
 
 
 @pytest.mark.parametrize('content', [None, '{"networks": 3}', '[]', '{"networks": [{}]}', '{'])
@@ -195,37 +214,40 @@ def test_no_usable_result(workdir, content):
         path.unlink()
     else:
         path.write_text(content)
-    page = report.write(workdir).read_text()
-    assert '<li>result.json: not the' in page
-    assert len(embedded(page)) == 1 and '<h2>Training</h2>' in page
+    run = read(workdir)
+    assert run.notes[0].startswith('result.json: not the')
+    assert run.result['networks'] == [] and len(run.metrics) == 7 and len(run.weights) == 5
 
 
 def test_result_alone(tmp_path):
-    (tmp_path / 'result.json').write_text(json.dumps(a_result()))
+    result = a_result() | {'arch': '<arch>'}
+    (tmp_path / 'result.json').write_text(json.dumps(result))
     page = report.write(tmp_path).read_text()
-    assert len(embedded(page)) == 1 and '<h2>Accuracy against density</h2>' in page
-    assert '<li>pretrain/metrics.jsonl: no lines' in page
+    assert len(embedded(page)) == 1 and '<h3>Accuracy against compression</h3>' in page
+    assert '<li>pretrain/metrics.jsonl: no lines' in page and '<li>config.json: not there' in page
+    assert '&lt;arch&gt;' in page and '<arch>' not in page
 
 
 def test_one_density_has_no_figure_over_densities(workdir):
+    shutil.rmtree(workdir / 'export')
     result = a_result()
     result['networks'] = [n for n in result['networks'] if n['density'] != 0.05]
     (workdir / 'result.json').write_text(json.dumps(result))
-    assert '<h2>Accuracy against density</h2>' not in report.write(workdir).read_text()
+    assert '<h3>Accuracy against compression</h3>' not in report.write(workdir).read_text()
 
 
 def test_deep_networks_show_some_of_their_layers():
     layers = {f'layer{i}': np.arange(6.0).reshape(2, 3) for i in range(40)}
-    weights = {'pretrain': layers, 'lwm_0.1': layers}
-    run = Run(Path('.'), {'networks': []}, {}, weights, {}, [])
-    caption = figures.histograms(run, '0.1').caption
+    networks = {'pretrain': layers, 'lwm_0.1': layers}
+    run = Run(Path('.'), None, {'networks': []}, {}, networks, {}, [])
+    caption = weights.histograms(Experiment('', [run]), '0.1').caption
     assert caption.endswith('12 of 40 layers, evenly spaced.')
 
 
 def test_networks_of_other_shapes_are_not_compared(workdir):
     other = {'state_dict': {'layer0.weight': np.ones((2, 2), np.float32)}}
     save_pth(workdir / 'export' / 'pretrain.pth.tar', other)
-    assert '<h2>Weights' not in report.write(workdir).read_text()
+    assert '<h3>Which weights' not in report.write(workdir).read_text()
 
 
 def test_no_run(tmp_path):
@@ -233,6 +255,156 @@ def test_no_run(tmp_path):
     with pytest.raises(FileNotFoundError, match='no run in'):
         report.write(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ['photos']
+
+
+# --- many runs --------------------------------------------------------------------------------
+
+
+def seed_of(seed, **shifts):
+    """The result of another seed, the clean accuracies of networks shifted."""
+    result = a_result() | {'seed': seed}
+    for entry in result['networks']:
+        entry['clean_accuracy'] += shifts.get(entry['name'].partition('_')[0], 0)
+    return result
+
+
+def test_sweep_by_hand():
+    """Over seeds: learned 90, 93 and 96 %, LWM 90, 90 and 87 %."""
+    all_results = [seed_of(0), seed_of(1, hydra=0.03), seed_of(2, hydra=0.06, lwm=-0.03)]
+    del all_results[2]['networks'][2]  # no pretrained network in seed 2
+    text = formats.text(results.tables({'': all_results})).splitlines()
+    cells = {row.name: row.cells[0] for row in rows_of(*all_results) if row.density == 0.1}
+    assert cells['hydra_0.1'] == pytest.approx((93, 3, 3))
+    assert cells['lwm_0.1'] == pytest.approx((89, 3**0.5, 3))
+    # 0, 3 and 9 points seed by seed: not what the two deviations would give if independent.
+    assert cells['hydra - lwm'] == pytest.approx((4, 21**0.5, 3))
+    assert '+4.0 ± 4.6' in text[5] and '93.0 ± 3.0' in text[4]
+    assert '95.0 ± 0.0 (n=2)' in text[2]
+    assert text[-2].startswith('Mean ± sample standard deviation (divisor n − 1) over n = 3 train')
+
+
+def test_only_seeds_that_have_both_are_compared():
+    one, two = seed_of(0), seed_of(1, hydra=-0.5)
+    two['networks'] = [x for x in two['networks'] if x['name'] != 'lwm_0.1']
+    rows = {row.name: row for row in rows_of(one, two) if row.density == 0.1}
+    assert rows['hydra - lwm'].cells[1] == pytest.approx((5, None, 1))
+    assert rows['hydra_0.1'].best == [False, True] and rows['lwm_0.1'].best == [False, False]
+
+
+def test_other_settings_are_other_columns():
+    other = seed_of(1)
+    for entry in other['networks']:
+        entry['robust']['pgd']['eps'] = 0.2
+    (table,) = results.tables({'': [seed_of(0), other]})
+    assert table.titles[1:] == [
+        'PGD-20 (l_inf, eps 0.1, 2 restarts)',
+        'PGD-20 (l_inf, eps 0.2, 2 restarts)',
+    ]
+    # Recipes measured in different ways have tables of their own.
+    assert len(results.tables({'a': [seed_of(0)], 'b': [other]})) == 2
+    assert len(results.tables({'a': [seed_of(0)], 'b': [seed_of(0)]})) == 1
+
+
+def test_csv_and_latex():
+    tables = results.tables({'': [seed_of(0), seed_of(1, hydra=-0.02)]})
+    lines = [line.split(',') for line in formats.as_csv(tables).splitlines()]
+    assert lines[0][:7] == [
+        'network',
+        'density',
+        'kept',
+        'prunable',
+        'clean %',
+        'clean std',
+        'clean n',
+    ]
+    assert [line[0] for line in lines[1:5]] == ['pretrain', 'lwm_0.1', 'hydra_0.1', 'hydra - lwm']
+    assert float(lines[3][4]) == pytest.approx(89) and lines[3][6] == '2'
+    tex = formats.latex(tables)
+    assert r'LWM & 0.1 & 200 / 2,000 & \textbf{90.0 $\pm$ 0.0} & 80.0 $\pm$ 0.0 \\' in tex
+    assert r'learned $-$ LWM & 0.1 &  & $-$1.0 $\pm$ 1.4 & $+$5.0 $\pm$ 0.0 \\' in tex
+    rules = ['toprule', 'midrule', 'addlinespace', 'addlinespace', 'bottomrule']
+    assert re.findall('(.+rule|addlinespace)', tex.replace('\\', '')) == rules
+
+
+def test_the_steps_of_the_standard_attack():
+    result = a_result()
+    after = {'clean': 0.9, 'apgd-ce': 0.6, 'square': 0.5}
+    standard = {'accuracy': 0.5, 'examples': 400, 'eps': 0.1, 'norm': 'linf', 'after': after}
+    result['networks'][4]['robust']['standard'] = standard
+    (table,) = results.tables({'': [result]}, steps=True)
+    assert table.titles == ['clean', '+ apgd-ce', '+ square']
+    assert [cell.mean for cell in table.blocks[0].rows[2].cells] == [90, 60, 50]
+    assert 'standard attack %' in report.table(result)
+    assert results.tables({'': [a_result()]}, steps=True) == []
+
+
+def test_seeds_and_recipes_on_one_page(tmp_path):
+    runs = [
+        a_run(tmp_path / 'a', seed_of(0)),
+        a_run(tmp_path / 'b', seed_of(1, hydra=0.02)),
+        a_run(tmp_path / 'c', seed_of(0), objective='pgd'),
+    ]
+    shutil.rmtree(runs[2] / 'export')
+    path = report.combine([read(run) for run in runs], tmp_path / 'out')
+    page = path.read_text()
+    assert '2 experiments, 3 runs' in page and '91.0<span> ± 1.4</span>' in page
+    assert '<th scope="row">objective</th><td>trades</td><td>pgd</td>' in page
+    drawn = Counter(figure.parent.name for figure in path.parent.glob('*/*.svg'))
+    assert drawn == {'mnist_model_digits_trades': len(FIGURES), 'mnist_model_digits_pgd': 2}
+    assert len(embedded(page)) == len(FIGURES) + 2
+
+
+def test_what_is_one_experiment(tmp_path):
+    runs = [a_run(tmp_path / 'a', seed_of(0)), a_run(tmp_path / 'b', seed_of(0), log_every=7)]
+    (one,), _ = experiments([read(run) for run in runs])  # that field changes no weight
+    assert len(one.runs) == 1
+    (runs[1] / 'config.json').unlink()
+    # Without its config nothing says that it is the same recipe.
+    found, _ = experiments([read(run) for run in runs])
+    assert len(found) == 2
+
+
+def test_parts_of_one_run(tmp_path):
+    """Two densities, made on two machines: both folders named, or copied together."""
+    result = a_result()
+    dense, sparse = (
+        a_run(tmp_path / str(density), result | {'networks': [
+            x for x in result['networks'] if x['density'] in (1.0, density)
+        ]})
+        for density in (0.1, 0.05)
+    )  # fmt: skip
+    for folder, other in ((dense, 0.05), (sparse, 0.1)):
+        shutil.rmtree(folder / f'density_{other}')
+    (one,), notes = experiments([read(dense), read(sparse)])
+    assert rows_of(*one.results) == rows_of(result)
+    assert one.densities == ['0.1', '0.05'] and len(one.runs[0].weights) == 5
+    assert notes == [
+        f'{sparse}: part of the run in {dense}, same recipe and seed 3: reported as one'
+    ]
+
+    shutil.copytree(sparse, dense, dirs_exist_ok=True)
+    page = report.write(dense).read_text()
+    assert len(embedded(page)) == len(FIGURES) - 1  # accuracies of one density only
+    assert '<li>density_0.1/finetune: hydra_0.1 is not in result.json' in page
+
+
+def test_results_of_another_version(workdir):
+    result = a_result() | {'versions': {'robustprune_jax': '0.0.7'}, 'seconds': 'long'}
+    result['networks'][1]['robust'] = 0.5
+    result['networks'].append('a network')
+    (workdir / 'result.json').write_text(json.dumps(result))
+    shutil.rmtree(workdir / 'export')
+    page = report.write(workdir).read_text()
+    assert '<li>result.json: written by robustprune_jax 0.0.7, read by ' in page
+    assert '<li>result.json: not the entry of a network: &#x27;lwm_0.05&#x27;' in page
+    assert '<li>result.json: not the entry of a network: &#x27;a network&#x27;' in page
+    assert '<td class=best>85.0</td>' in page  # and goes on with the others
+
+
+@pytest.mark.parametrize('content', ['[1]', '{"seed": 3, "pretrain": 5}', '{'])
+def test_no_usable_config(workdir, content):
+    (workdir / 'config.json').write_text(content)
+    assert read(workdir).notes[0].startswith('config.json: not the config of a run')
 
 
 # --- the command ------------------------------------------------------------------------------
@@ -244,6 +416,17 @@ def test_command(workdir, tmp_path_factory, capsys):
     out, err = capsys.readouterr()
     assert err.startswith('error: no run in') and str(empty) in err
     assert 'hydra - lwm' in out and str(workdir / 'report' / 'index.html') in out
+
+
+def test_command_with_one_page(workdir, tmp_path, capsys):
+    other = a_run(tmp_path / 'other', seed_of(4), objective='pgd')
+    for folder in (workdir, other):
+        shutil.rmtree(folder / 'export')
+    assert command.main([str(workdir), str(other), '--out', str(tmp_path / 'out')]) == 0
+    out = capsys.readouterr().out
+    assert "the recipes differ in objective: 'trades' | 'pgd'" in out
+    assert out.splitlines()[-1] == str(tmp_path / 'out' / 'index.html')
+    assert not (workdir / 'report').exists()
 
 
 def test_importing_the_report_does_not_import_jax():

@@ -1,6 +1,9 @@
 """The standard ensemble, on networks whose answer is known."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from robustprune_jax.attacks import STANDARD, pgd, standard
+from robustprune_jax.attacks import RAND, STANDARD, in_order, pgd, standard
 from robustprune_jax.attacks.apgd import apgd, checkpoints
 from robustprune_jax.attacks.fab import fab, to_hyperplane
 from robustprune_jax.attacks.slots import run
@@ -153,6 +156,62 @@ def test_masked_gradients_fool_pgd_but_not_standard():
         _, accuracy = standard(network, jax.random.key(0), IMAGES, LABELS, **settings)
     assert survived > 0.5
     assert accuracy['square'] == 0
+    with pytest.warns(UserWarning, match='Square broke .* attacks by gradient did not'):
+        standard(
+            network, jax.random.key(0), IMAGES, LABELS, attacks=('apgd-ce', 'square'), **settings
+        )
+
+
+def test_a_random_network_falls_by_the_mean_gradient():
+    """Noise on the logits: eps beyond the far boundary, and well before the near one."""
+
+    def network(key, images):
+        logits = linear(WEIGHTS, 0.0, images)
+        return logits + 0.01 * jax.random.normal(key, logits.shape)
+
+    nearest = distances('linf').min(axis=1)
+    far = nearest > np.quantile(nearest, 0.3)
+    for eps, left in ((1.3 * nearest.max(), 0.0), (0.3 * nearest[far].min(), 1.0)):
+        adversarial, accuracy = standard(
+            network,
+            jax.random.key(0),
+            IMAGES[far],
+            LABELS[far],
+            eps=eps,
+            attacks=RAND,
+            samples=4,
+            batch_size=8,
+        )
+        assert accuracy == {'clean': 1.0, 'apgd-ce': left, 'apgd-dlr': left}
+        assert_in_ball(adversarial, IMAGES[far], eps, 'linf')
+
+
+FOUR_DEVICES = """
+import sys
+import jax, numpy as np
+sys.path.insert(0, 'tests')
+from test_standard import IMAGES, LABELS, NETWORK, in_order
+assert jax.device_count() == 4
+np.savez(sys.argv[1], *in_order(NETWORK, jax.random.key(0), IMAGES, LABELS, eps=0.02,
+                                attacks=('apgd-ce', 'fab-t'), batch_size=9))
+"""
+
+
+def test_four_devices_break_what_one_does(tmp_path):
+    adversarial, broken_by = in_order(
+        NETWORK, jax.random.key(0), IMAGES, LABELS, eps=0.02, attacks=('apgd-ce', 'fab-t')
+    )
+    assert 0 < np.mean(broken_by == '') < 1
+    flags = '--xla_force_host_platform_device_count=4'
+    out = tmp_path / 'four.npz'
+    subprocess.run(
+        [sys.executable, '-c', FOUR_DEVICES, out],
+        env={**os.environ, 'XLA_FLAGS': flags},
+        check=True,
+    )
+    four = np.load(out)
+    np.testing.assert_array_equal(four['arr_1'], broken_by)
+    np.testing.assert_allclose(four['arr_0'], adversarial, atol=1e-6)
 
 
 def test_an_image_alone_and_in_company_meets_the_same_attack():
@@ -266,6 +325,7 @@ def _with_nan(images):
             'the logits of image 5 are not finite',
         ),
         ({'batch_size': 0}, 'batch_size is 0'),
+        ({'samples': 5, 'attacks': ('fab-t',)}, 'fab-t does not take samples'),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused(wrong, message):
@@ -289,7 +349,15 @@ def test_doubtful_networks_bring_a_warning():
     def probabilities(images):
         return jax.nn.softmax(NETWORK(images))
 
-    for network, message in ((random_network, 'random'), (probabilities, 'probabilities')):
+    def shattered(images):
+        """A checkerboard finer than any meaningful step."""
+        return NETWORK(images) * jnp.sign(jnp.sin(1e6 * images[:, :1, 0, 0]))
+
+    for network, message in (
+        (random_network, 'random'),
+        (probabilities, 'probabilities'),
+        (shattered, 'reverses .* right predictions'),
+    ):
         with pytest.warns(UserWarning, match=message):
             standard(network, jax.random.key(0), IMAGES, LABELS, eps=0.01, attacks=())
 

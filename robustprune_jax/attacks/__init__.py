@@ -7,6 +7,7 @@
 keeps weights out of the compiled program; a plain callable is wrapped.
 """
 
+from robustprune_jax.attacks.adapters import from_callable, from_torch, save
 from robustprune_jax.attacks.pgd import LOSSES, NORMS, cross_entropy, margin, pgd
 from robustprune_jax.attacks.standard import (
     ATTACKS,
@@ -25,8 +26,11 @@ __all__ = [
     'STANDARD',
     'accuracy_after',
     'cross_entropy',
+    'from_callable',
+    'from_torch',
     'in_order',
     'margin',
     'pgd',
+    'save',
     'standard',
 ]

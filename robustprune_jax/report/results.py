@@ -1,133 +1,149 @@
-"""The comparison of a run's networks, as rows that any output format can print."""
+"""The comparison of networks over seeds and recipes, as tables that any output format can print."""
 
 import math
 from typing import NamedTuple
 
+import numpy as np
+
+from robustprune_jax.report.columns import Column, columns
+
 ORDER = ('pretrain', 'lwm', 'pruned', 'hydra')
-NORMS = {'linf': 'l_inf', 'l2': 'l_2'}
-TITLES = {
-    'standard': 'standard attack',
-    'ibp': 'IBP',
-    'crown_ibp': 'CROWN-IBP',
-    'crown': 'CROWN',
-    'symbolic': 'symbolic',
-}
 
 
-class Column(NamedTuple):
-    """An accuracy: its title, how it was measured, and by network name the accuracy in [0, 1] and
-    the number of images (where the result says it)."""
+class Cell(NamedTuple):
+    """A percentage, or a difference in percentage points: its mean over the seeds, its sample
+    standard deviation (divisor n - 1; None for one seed), and the number n of seeds."""
 
-    title: str
-    settings: str
-    values: dict[str, float]
-    examples: dict[str, int]
+    mean: float
+    std: float | None
+    n: int
 
 
 class Row(NamedTuple):
-    """A network, or (delta=True) learned minus LWM at one density, in percentage points.
+    """A network, or (delta=True) learned minus LWM at one density, seed by seed.
 
-    cells: percentages, None where there is none; best: whether a cell is the better one of the
-    pair learned and LWM.
+    cells: None where nothing was measured; best: whether a cell is the better one of the pair
+    learned and LWM, over the seeds that have both.
     """
 
     name: str
     density: float | None
     kept: int | None
     prunable: int | None
-    cells: list[float | None]
+    cells: list[Cell | None]
     best: list[bool]
     delta: bool = False
 
 
-def columns(result: dict) -> list[Column]:
-    """Returns the clean accuracy and every robust one that some network has."""
-    found: dict[str, Column] = {'clean': Column('clean', '', {}, {})}
-    for network in result['networks']:
-        measured = [('clean', {**network, 'accuracy': network.get('clean_accuracy')})]
-        measured += (network.get('robust') or {}).items()
-        for evaluation, entry in measured:
-            for title, accuracy in _accuracies(evaluation, entry):
-                column = found.setdefault(title, Column(title, _settings(entry), {}, {}))
-                column.values[network['name']] = accuracy
-                if entry.get('examples'):
-                    column.examples[network['name']] = entry['examples']
-    return list(found.values())
+class Block(NamedTuple):
+    """The rows of one recipe, and the seed of each of its results."""
+
+    title: str
+    seeds: list
+    rows: list[Row]
 
 
-def rows(result: dict) -> list[Row]:
+class Table(NamedTuple):
+    """Recipes that were measured in the same way: the titles of their columns, and how to read
+    the numbers, in sentences."""
+
+    titles: list[str]
+    blocks: list[Block]
+    notes: list[str]
+
+
+def tables(experiments: dict[str, list[dict]], steps: bool = False) -> list[Table]:
+    """Returns a table for each set of evaluations.
+
+    experiments: title -> results of one recipe (what their result.json hold), one for each seed.
+    steps: instead, accuracies after each attack of the standard ensemble, where there are any.
+    """
+    alike: dict[tuple, dict[str, list[Column]]] = {}
+    for title, results in experiments.items():
+        found = columns(results, steps)
+        if found if steps else any(result['networks'] for result in results):
+            measured = tuple((column.title, column.settings) for column in found)
+            alike.setdefault(measured, {})[title] = found
+    return [
+        Table(
+            _distinct(measured),
+            [_block(title, experiments[title], shown) for title, shown in found.items()],
+            _notes(experiments, found),
+        )
+        for measured, found in alike.items()
+    ]
+
+
+def _block(title: str, results: list[dict], shown: list[Column]) -> Block:
+    return Block(title, [result.get('seed') for result in results], rows(results, shown))
+
+
+def rows(results: list[dict], shown: list[Column]) -> list[Row]:
     """Returns the networks from dense to sparse, LWM before learned, then their difference."""
-    all_columns = columns(result)
-    networks = sorted(result['networks'], key=_rank)
-    names = {network['name'] for network in networks}
+    networks = {x['name']: x for result in reversed(results) for x in result['networks']}
     table_rows = []
-    for network in networks:
-        name = network['name']
+    for name, network in sorted(networks.items(), key=lambda item: _rank(item[1])):
         kind, _, density = name.partition('_')
         rival = {'hydra': f'lwm_{density}', 'lwm': f'hydra_{density}'}.get(kind)
-        cells = [_percent(column.values.get(name)) for column in all_columns]
-        rivals = [_percent(column.values.get(rival)) for column in all_columns]
-        # An equal result is highlighted in neither row.
-        best = [None not in two and two[0] > two[1] for two in zip(cells, rivals, strict=True)]
+        cells = [cell(column, name) for column in shown]
+        deltas = [cell(column, name, rival) if rival else None for column in shown]
+        # An equal result is highlighted in neither row; the bound is for rounding of means.
+        best = [delta is not None and delta.mean > 1e-9 for delta in deltas]
         counts = (network.get('density'), network.get('kept'), network.get('prunable'))
         table_rows.append(Row(name, *counts, cells, best))
-        if kind == 'hydra' and rival in names:
-            deltas = [
-                None if None in two else two[0] - two[1] for two in zip(cells, rivals, strict=True)
-            ]
+        if kind == 'hydra' and rival in networks:
             none_best = [False] * len(deltas)
             table_rows.append(Row('hydra - lwm', counts[0], None, None, deltas, none_best, True))
     return table_rows
 
 
-def texts(row: Row) -> list[str]:
-    """Returns the printed cells of a row: name, density, kept / prunable, accuracies."""
-    kept = '' if row.kept is None else f'{row.kept:,} / {row.prunable or 0:,}'
-    form = '+z.1f' if row.delta else '.1f'
-    cells = ['' if cell is None else format(cell, form) for cell in row.cells]
-    return [row.name, '' if row.density is None else f'{row.density:g}', kept, *cells]
+def cell(column: Column, name: str, minus: str | None = None) -> Cell | None:
+    """Returns a network's percentage in a column, or its lead on the network `minus` over the
+    seeds that have both; None where there is none."""
+    values = column.values.get(name, {})
+    others = dict.fromkeys(values, 0) if minus is None else column.values.get(minus, {})
+    points = [100 * (values[place] - others[place]) for place in values if place in others]
+    if not points:
+        return None
+    std = float(np.std(points, ddof=1)) if len(points) > 1 else None
+    return Cell(float(np.mean(points)), std, len(points))
 
 
-def head(result: dict) -> list[str]:
-    """Returns the titles above `texts`."""
-    titles = [f'{column.title} %' for column in columns(result)]
-    return ['network', 'density', 'kept / prunable', *titles]
-
-
-def notes(result: dict) -> list[str]:
-    """Returns how the accuracies were measured: a sentence for each robust column, one on their
-    sampling error."""
-    all_columns = columns(result)
-    errors = [
-        math.sqrt(accuracy * (1 - accuracy) / column.examples[name])
-        for column in all_columns
-        for name, accuracy in column.values.items()
-        if name in column.examples
-    ]
-    lines = [f'{column.title}: {column.settings}.' for column in all_columns if column.settings]
+def _notes(experiments: dict[str, list[dict]], found: dict[str, list[Column]]) -> list[str]:
+    """Returns how the accuracies were measured, over which seeds, and their sampling error."""
+    measured, errors = {}, []
+    for column in (column for all_columns in found.values() for column in all_columns):
+        counts = measured.setdefault((column.title, column.settings), set())
+        counts.update(column.examples.values())
+        for name, images in column.examples.items():
+            errors += [math.sqrt(p * (1 - p) / images) for p in column.values[name].values()]
+    alike: dict[str, list[str]] = {}
+    for (title, settings), counts in measured.items():
+        images = ' or '.join(f'{count:,}' for count in sorted(counts))
+        if settings:
+            alike.setdefault(settings + (images and f', {images} images'), []).append(title)
+    lines = [f'{", ".join(titles)}: {settings}.' for settings, titles in alike.items()]
+    for title in found:
+        seeds = [str(result.get('seed')) for result in experiments[title]]
+        if len(seeds) > 1:
+            where = f'{title}: mean' if len(found) > 1 else 'Mean'
+            lines.append(
+                f'{where} ± sample standard deviation (divisor n − 1) over n = {len(seeds)} '
+                f'trainings, seeds {", ".join(seeds)}; differences are taken seed by seed.'
+            )
     if errors:
+        one = ' of a single network' if any(len(experiments[title]) > 1 for title in found) else ''
         points = 100 * 1.96 * max(errors)
-        lines.append(f'95 % confidence intervals reach at most {points:.1f} points either way.')
+        lines.append(
+            f'95 % confidence intervals{one} reach at most {points:.1f} points either way.'
+        )
     return lines
 
 
-def table(result: dict) -> str:
-    """Returns the comparison as plain text: a line for each network, and for each density how
-    many percentage points the learned mask is above (+) or below LWM.
-
-    result: what result.json holds; `networks` may be absent or incomplete.
-    """
-    result = {'networks': [], **result}
-    if not result['networks']:
-        return 'No network has been evaluated yet.'
-    lines = [head(result), *(texts(row) for row in rows(result))]
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    printed = [
-        '  '.join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(cells)).rstrip()
-        for cells in (list(zip(line, widths, strict=True)) for line in lines)
-    ]
-    rule = '-' * max(map(len, printed))
-    return '\n'.join([printed[0], rule, *printed[1:], rule, *notes(result)])
+def _distinct(measured: tuple) -> list[str]:
+    """Returns the titles, with the settings where a title alone would stand for two columns."""
+    titles = [title for title, _ in measured]
+    return [f'{t} ({settings})' if titles.count(t) > 1 else t for t, settings in measured]
 
 
 def _rank(network: dict):
@@ -136,32 +152,3 @@ def _rank(network: dict):
     density = network.get('density')
     place = ORDER.index(kind) if kind in ORDER else len(ORDER)
     return (kind != 'pretrain', -(1 if density is None else density), place, network['name'])
-
-
-def _accuracies(evaluation: str, entry: dict) -> list[tuple[str, float]]:
-    """Returns (title, accuracy) of an evaluation; smoothing has one for each radius."""
-    if evaluation == 'pgd':
-        title = f'PGD-{entry["steps"]}' if 'steps' in entry else 'PGD'
-    else:
-        title = TITLES.get(evaluation, evaluation)
-    if entry.get('accuracy') is not None:
-        return [(title, entry['accuracy'])]
-    certified = entry.get('certified_accuracy') or {}
-    return [(f'{title} r={radius}', accuracy) for radius, accuracy in certified.items()]
-
-
-def _settings(entry: dict) -> str:
-    """Returns an evaluation's settings in words."""
-    restarts = entry.get('restarts')
-    words = [
-        NORMS.get(entry.get('norm'), entry.get('norm')),
-        *(f'{key} {entry[key]:g}' for key in ('eps', 'sigma', 'alpha') if key in entry),
-        f'{entry["n"]:,} samples' if 'n' in entry else None,
-        restarts and f'{restarts} restart{"s" if restarts > 1 else ""}',
-        f'{entry["examples"]:,} images' if 'examples' in entry else None,
-    ]
-    return ', '.join(word for word in words if word)
-
-
-def _percent(accuracy: float | None) -> float | None:
-    return None if accuracy is None else 100 * accuracy

@@ -2,32 +2,39 @@
 
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from robustprune_jax import config as configs
 from robustprune_jax.files import read_jsonl
+from robustprune_jax.report.formats import text
+from robustprune_jax.report.results import tables
 
-PHASES = ('prune', 'finetune', 'lwm')
+# part of a density -> the kind of network that it ends with
+PHASES = {'prune': 'pruned', 'finetune': 'hydra', 'lwm': 'lwm'}
 
 
 class Run(NamedTuple):
     """What a workdir holds.
 
-    result: result.json, without networks if it is not there; metrics: part ('pretrain',
-    'density_0.1/prune', ...) -> lines of its metrics.jsonl; weights: network -> {layer: kernel of
-    2 or 4 dimensions, as PyTorch has it}; radii: network -> the certified radius of each image that
-    smoothing saw, 0 where its prediction is wrong; missing: a sentence for each file that should be
-    there and is not, or cannot be read.
+    recipe: the fields of its config that decide over trained weights, without the seed, None where
+    there is no config; result: result.json, without networks if it is not there; metrics: part
+    ('pretrain', 'density_0.1/prune', ...) -> lines of its metrics.jsonl; weights: network ->
+    {layer: kernel of 2 or 4 dimensions, as PyTorch has it}; radii: network -> the certified radius
+    of each image that smoothing saw, 0 where its prediction is wrong; notes: a sentence for each
+    file that should be there and is not, cannot be read, or is of another version.
     """
 
     workdir: Path
+    recipe: dict | None
     result: dict
     metrics: dict[str, list[dict]]
     weights: dict[str, dict[str, np.ndarray]]
     radii: dict[str, np.ndarray]
-    missing: list[str]
+    notes: list[str]
 
     @property
     def densities(self) -> list[str]:
@@ -45,45 +52,92 @@ def read(workdir: str | os.PathLike) -> Run:
     ]
     if not begun and not (workdir / 'result.json').is_file():
         raise FileNotFoundError(f'no run in {workdir}: neither result.json nor any phase')
-    missing: list[str] = []
-    result = read_result(workdir, missing)
-    names = [network['name'] for network in result['networks']]
-    parts = dict.fromkeys([*begun, *(part for name in names for part in _parts_of(name))])
-    metrics = {part: _metrics(workdir, part, missing) for part in parts}
-    weights = {name: _weights(workdir, name, missing) for name in names}
-    radii = {name: _radii(workdir, name) for name in names}
+    notes: list[str] = []
+    recipe, seed = _config(workdir, notes)
+    result = _result(workdir, notes) | ({} if recipe is None else {'seed': seed})
+    evaluated = [network['name'] for network in result['networks']]
+    notes += [
+        f'{part}: {_network_of(part)} is not in result.json; once it is trained, the command of '
+        'this run with --config.phases=evaluate adds it'
+        for part in begun
+        if evaluated and _network_of(part) not in evaluated and not part.endswith('/prune')
+    ]
+    exported = [x.name.removesuffix('.pth.tar') for x in sorted(workdir.glob('export/*.pth.tar'))]
+    names = list(dict.fromkeys([*evaluated, *exported]))
+    parts = dict.fromkeys([*begun, *(part for name in evaluated for part in _parts_of(name))])
+    metrics = {part: _metrics(workdir, part, notes) for part in parts}
+    weights = {name: _weights(workdir, name, notes) for name in names}
+    radii = {name: _radii(workdir, name, notes) for name in evaluated}  # others may be unfinished
     return Run(
         workdir,
+        recipe,
         result,
         {part: lines for part, lines in metrics.items() if lines},
         {name: layers for name, layers in weights.items() if layers},
         {name: values for name, values in radii.items() if len(values)},
-        missing,
+        notes,
     )
 
 
-def read_result(workdir: Path, missing: list[str]) -> dict:
-    """Returns result.json; one without networks, and a sentence in `missing`, if it is no such
-    file."""
+def _config(workdir: Path, notes: list[str]) -> tuple[dict | None, int | None]:
+    """Returns the recipe and the seed of config.json."""
+    try:
+        saved = json.loads((workdir / 'config.json').read_text())
+        # A config from before a field existed means its default.
+        recipe = configs.completed(saved, configs.identity(configs.default()))
+        return recipe, recipe.pop('seed')
+    except FileNotFoundError:
+        notes.append('config.json: not there, so this run is compared with no other seed')
+    except (ValueError, TypeError, AttributeError) as error:
+        notes.append(f'config.json: not the config of a run ({type(error).__name__}: {error})')
+    return None, None
+
+
+def _result(workdir: Path, notes: list[str]) -> dict:
+    """Returns result.json with the networks that can be understood, none if it is no such file."""
+    result, networks = {}, []
     try:
         result = json.loads((workdir / 'result.json').read_text())
-        names = [network['name'] for network in result['networks']]
-        if all(isinstance(name, str) for name in names):
-            return result
-        reason = 'networks without names'
+        networks = list(result['networks'])
     except FileNotFoundError:
-        missing.append('result.json: not there, so nothing has been evaluated yet')
-        return {'networks': []}
+        notes.append('result.json: not there, so nothing has been evaluated yet')
     except (ValueError, TypeError, KeyError) as error:
-        reason = f'{type(error).__name__}: {error}'
-    missing.append(f'result.json: not the result of a run ({reason})')
-    return {'networks': []}
+        notes.append(f'result.json: not the result of a run ({type(error).__name__}: {error})')
+    result = result if isinstance(result, dict) else {}
+    written, ours = _version(result), version('robustprune_jax')
+    if written not in (None, ours):
+        notes.append(
+            f'result.json: written by robustprune_jax {written}, read by {ours}; what {ours} does '
+            'not know is left out'
+        )
+    understood = []
+    for network in networks:
+        try:
+            text(tables({'': [{'networks': [network]}]}))
+            understood.append(network)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            name = network.get('name') if isinstance(network, dict) else network
+            problem = f'{type(error).__name__}: {error}'
+            notes.append(f'result.json: not the entry of a network: {name!r} ({problem})')
+    return {**result, 'networks': understood}
+
+
+def _version(result: dict) -> str | None:
+    """Returns the version that wrote a result, None if it does not say."""
+    versions = result.get('versions')
+    return versions.get('robustprune_jax') if isinstance(versions, dict) else None
 
 
 def _density_parts(workdir: Path) -> list[str]:
     """Returns the folders of the phases after pretraining."""
     folders = [folder for phase in PHASES for folder in workdir.glob(f'density_*/{phase}')]
     return sorted(str(folder.relative_to(workdir)) for folder in folders)
+
+
+def _network_of(part: str) -> str:
+    """Returns the network with which a part of a run ends."""
+    density, _, phase = part.removeprefix('density_').rpartition('/')
+    return f'{PHASES[phase]}_{density}' if density else phase
 
 
 def _parts_of(network: str) -> list[str]:
@@ -95,20 +149,20 @@ def _parts_of(network: str) -> list[str]:
     return [f'density_{density}/{phase}' for phase in phases]
 
 
-def _metrics(workdir: Path, part: str, missing: list[str]) -> list[dict]:
+def _metrics(workdir: Path, part: str, notes: list[str]) -> list[dict]:
     """Returns the lines of a part's metrics.jsonl, [] if there are none."""
     file = f'{part}/metrics.jsonl'
     try:
         lines = read_jsonl(workdir / file)
     except ValueError as error:
-        missing.append(f'{file}: not a log of lines of JSON ({error})')
+        notes.append(f'{file}: not a log of lines of JSON ({error})')
         return []
     if not lines:
-        missing.append(f'{file}: no lines, so no training curves of this phase')
+        notes.append(f'{file}: no lines, so no training curves of this phase')
     return [line for line in lines if isinstance(line, dict)]
 
 
-def _weights(workdir: Path, network: str, missing: list[str]) -> dict[str, np.ndarray]:
+def _weights(workdir: Path, network: str, notes: list[str]) -> dict[str, np.ndarray]:
     """Returns {layer: kernel} of an exported network, {} if it cannot be read."""
     from conversion import load_pth  # only here: it brings jax, and the table does without
 
@@ -116,10 +170,10 @@ def _weights(workdir: Path, network: str, missing: list[str]) -> dict[str, np.nd
     try:
         state = load_pth(workdir / file)['state_dict']
     except FileNotFoundError:
-        missing.append(f'{file}: not there, so not in the histograms')
+        notes.append(f'{file}: not there, so not in the figures of weights')
         return {}
     except (ValueError, KeyError, OSError) as error:
-        missing.append(f'{file}: not an exported network ({error})')
+        notes.append(f'{file}: not an exported network ({error})')
         return {}
     return {
         name.removesuffix('.weight'): kernel
@@ -128,10 +182,15 @@ def _weights(workdir: Path, network: str, missing: list[str]) -> dict[str, np.nd
     }
 
 
-def _radii(workdir: Path, network: str) -> np.ndarray:
+def _radii(workdir: Path, network: str, notes: list[str]) -> np.ndarray:
     """Returns a network's certified radii, [] if smoothing was not evaluated."""
-    lines = read_jsonl(workdir / 'examples' / f'{network}.smooth.jsonl')[1:]
-    return np.array([x['radius'] * (x['label'] == x['prediction']) for x in lines])
+    file = f'examples/{network}.smooth.jsonl'
+    try:
+        lines = read_jsonl(workdir / file)[1:]
+        return np.array([x['radius'] * (x['label'] == x['prediction']) for x in lines])
+    except (ValueError, TypeError, KeyError) as error:
+        notes.append(f'{file}: no lines of certified radii ({type(error).__name__}: {error})')
+        return np.array([])
 
 
 def _is_number(text: str) -> bool:

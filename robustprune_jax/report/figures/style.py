@@ -1,0 +1,80 @@
+"""What all figures share: type, colours, panels, files."""
+
+import io
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+WIDTH = 9.6  # inches, of every figure, so that their text has one size on the page
+INK = '#333333'
+# Okabe and Ito's palette, which every kind of colour vision tells apart.
+GREY, ORANGE, BLUE = '#8a8a8a', '#d55e00', '#0072b2'
+LWM = {'color': ORANGE, 'marker': 's', 'ls': '--', 'label': 'LWM'}
+LEARNED = {'color': BLUE, 'marker': 'o', 'ls': '-', 'label': 'learned'}
+STYLE = {
+    'font.family': 'STIXGeneral',
+    'mathtext.fontset': 'stix',
+    'font.size': 10,
+    'axes.titlesize': 10,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.linewidth': 0.6,
+    'xtick.major.width': 0.6,
+    'ytick.major.width': 0.6,
+    'axes.grid': True,
+    'axes.axisbelow': True,
+    'grid.color': '#e4e4e4',
+    'grid.linewidth': 0.5,
+    'lines.linewidth': 1.4,
+    'lines.markersize': 4,
+    'errorbar.capsize': 2.5,
+    'legend.frameon': False,
+    'figure.dpi': 100,
+    'savefig.dpi': 180,
+    'svg.hashsalt': 'report',  # the same files make the same bytes
+}
+
+
+class Drawn(NamedTuple):
+    """A figure: its file name without the ending, title, what it shows, the PNG and the SVG."""
+
+    name: str
+    title: str
+    caption: str
+    png: bytes
+    svg: bytes
+
+
+def drawn(name: str, title: str, caption: str, figure: Figure) -> Drawn:
+    """Returns a figure in both formats."""
+    png = _saved(figure, 'png')
+    figure.set_layout_engine('none')  # it is laid out; doing so again takes half of the time
+    return Drawn(name, title, caption, png, _saved(figure, 'svg'))
+
+
+def tones(densities: list[str]) -> dict[str, np.ndarray]:
+    """Returns a colour for each density."""
+    colours = matplotlib.colormaps['plasma'](np.linspace(0.05, 0.8, max(len(densities), 1)))
+    return dict(zip(densities, colours, strict=False))
+
+
+def grid(panels: int, across: int, height: float) -> tuple[Figure, list]:
+    """Returns a figure with so many axes, in rows of `across`; height: of a row, in inches."""
+    across = min(across, panels)
+    down = -(-panels // across)
+    figure = Figure(figsize=(WIDTH, 0.5 + height * down), layout='constrained')
+    figure.get_layout_engine().set(h_pad=0.08)
+    return figure, [figure.add_subplot(down, across, i + 1) for i in range(panels)]
+
+
+def percent(density: str | float) -> str:
+    """Returns a kept fraction as a percentage: '0.1' is '10 %'."""
+    return f'{100 * float(density):g} %'
+
+
+def _saved(figure: Figure, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, metadata={'Date': None} if kind == 'svg' else None)
+    return buffer.getvalue()

@@ -1,0 +1,54 @@
+"""Trained networks: those that come with the package, and any that a run left.
+
+    module, variables = zoo.load('fashion_trades_0.1')
+
+Beside each network lies its card, JSON in the shape of RobustBench's model_info files.
+"""
+
+import json
+from pathlib import Path
+
+from flax import linen
+
+from conversion.from_torch import import_checkpoint
+from robustprune_jax import checkpoint
+from robustprune_jax.config import lookup
+from robustprune_jax.models import create_model
+from robustprune_jax.zoo.card import card
+
+__all__ = ['card', 'cards', 'load', 'read']
+
+FOLDER = Path(__file__).parent / 'networks'
+SUFFIX = '.pth.tar'
+
+
+def load(path_or_name: str | Path) -> tuple[linen.Module, dict]:
+    """Returns the module and its variables (numpy arrays), as `read` finds them."""
+    variables, meta = read(path_or_name)
+    return create_model(meta['arch'], meta['num_classes']), variables
+
+
+def read(path_or_name: str | Path) -> tuple[dict, dict]:
+    """Returns (variables, meta) of a network.
+
+    path_or_name: the folder of a phase, a PyTorch or safetensors file, or a name of `cards`. meta:
+    at least arch, num_classes, image_shape [H, W, C], density (None: not pruned). Weights that were
+    pruned are exact zeros, and variables hold the masks where the folder or the card says the
+    density. Raises ValueError on an unknown name, with the nearest one, FileNotFoundError on a
+    folder without a checkpoint.
+    """
+    path = Path(path_or_name)
+    if path.is_dir():
+        return checkpoint.load(path)
+    if not path.is_file():
+        names = {name: FOLDER / f'{name}{SUFFIX}' for name in cards()}
+        path = lookup(names, str(path_or_name), 'network, neither a file nor in the zoo')
+    card = path.with_name(path.name.removesuffix(SUFFIX) + '.json')
+    density = json.loads(card.read_text())['density'] if card.is_file() else 1
+    variables, meta, _ = import_checkpoint(path, density=density if density < 1 else None)
+    return variables, meta
+
+
+def cards() -> dict[str, dict]:
+    """Returns the cards of the networks that come with the package, by name."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob('*.json'))}

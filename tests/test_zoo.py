@@ -1,0 +1,57 @@
+"""Networks by path and by name, and what their cards say of them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from robustprune_jax import zoo
+from robustprune_jax.config import default
+from robustprune_jax.data import load
+from robustprune_jax.masks import sparsity
+from robustprune_jax.step import logits_fn
+
+
+@pytest.mark.parametrize('path', ['export/hydra_0.1.pth.tar', 'density_0.1/finetune'])
+def test_a_run_s_network_by_path(finished, path):
+    workdir, result = finished
+    entry = next(network for network in result['networks'] if network['name'] == 'hydra_0.1')
+    module, variables = zoo.load(workdir / path)
+    assert sparsity(variables)['total']['kept'] == entry['kept']
+    test = np.load(json.loads((workdir / 'config.json').read_text())['dataset']['dir'])
+    logits = logits_fn(module, variables)(test['test_images'] / np.float32(255))
+    accuracy = np.mean(np.argmax(logits, -1) == test['test_labels'])
+    assert accuracy == pytest.approx(entry['clean_accuracy'])
+
+
+def test_the_card_of_an_export(finished):
+    workdir, result = finished
+    for entry in result['networks']:
+        card = json.loads((workdir / 'export' / f'{entry["name"]}.json').read_text())
+        assert float(card['clean_acc']) == pytest.approx(100 * entry['clean_accuracy'], abs=0.01)
+        assert float(card['reported']) == pytest.approx(
+            100 * entry['robust']['pgd']['accuracy'], abs=0.01
+        )
+        assert card['autoattack_acc'] is None
+        assert (card['threat'], card['density']) == ('Linf', entry['density'])
+        assert card['config']['arch'] == card['architecture'] == result['arch']
+
+
+@pytest.mark.parametrize('name', zoo.cards())
+def test_a_network_of_the_zoo_is_what_its_card_says(name):
+    card = zoo.cards()[name]
+    module, variables = zoo.load(name)
+    assert sparsity(variables)['total']['kept'] == card['kept']
+    config = default()
+    if card['dataset'] == config.dataset.name:  # the one data set that is always here
+        test = load(config.dataset).test
+        logits = module.apply(variables, test.images / np.float32(255))
+        accuracy = 100 * np.mean(np.argmax(logits, -1) == test.labels)
+        assert accuracy == pytest.approx(float(card['clean_acc']), abs=0.01)
+
+
+def test_an_unknown_name_brings_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown network.*'digits_trades_0.11': did you mean"):
+        zoo.load('digits_trades_0.11')
+    with pytest.raises(FileNotFoundError, match='no checkpoint'):
+        zoo.load('tests')
