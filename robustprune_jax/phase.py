@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import zlib
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -100,6 +101,7 @@ def train(
         batch_size=section.batch_size,
         seed=zlib.crc32(f'{config.seed}/{phase}'.encode()),
         process=(jax.process_index(), jax.process_count()),
+        workers=config.workers,
     )
     key = phase_key(config.seed, phase, 'step')
     meta = {
@@ -113,7 +115,7 @@ def train(
         'total_steps': total_steps,
     }
 
-    with checkpoint.open_checkpoints(directory / 'checkpoints') as checkpoints:
+    with closing(data), checkpoint.open_checkpoints(directory / 'checkpoints') as checkpoints:
         if checkpoints.latest:
             state = checkpoint.restore(checkpoints, state, data)
         start = saved = int(state.step)

@@ -27,6 +27,8 @@ def config(**fields):
         'train_examples': 0,
         'validation': 0,
         'augment': 'none',
+        'image_size': 8,
+        'corrupt': 'stop',
     }
     return ml_collections.ConfigDict({**defaults, **fields})
 
