@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # Random-resized crop of Szegedy et al. (2015), with the constants that all of ImageNet uses.
 AREA = (0.08, 1.0)  # of the image
@@ -68,7 +68,7 @@ class EncodedImages:
             except ValueError as error:
                 if self.corrupt == 'stop':
                     raise
-                _report_skipped(error)
+                _report_skipped(self.source[i][0], error)
         if not images:
             raise ValueError(f'no image of a whole batch can be decoded, as {self.source[i][0]}')
         good = np.array(list(images))
@@ -76,12 +76,12 @@ class EncodedImages:
         return np.stack([images[place] for place in places]), places
 
 
-_skipped: set[str] = set()  # messages of this process, so that each file is reported once
+_skipped: set[str] = set()  # by this process: each file is reported once
 
 
-def _report_skipped(error):
-    if str(error) not in _skipped:
-        _skipped.add(str(error))
+def _report_skipped(name, error):
+    if name not in _skipped:
+        _skipped.add(name)
         print(f'skipped ({len(_skipped)} so far): {error}', file=sys.stderr, flush=True)
 
 
@@ -126,5 +126,7 @@ def _decode(name: str, data: bytes, box_of, size: int) -> np.ndarray:
             scaled = (box[0] * sx, box[1] * sy, box[2] * sx, box[3] * sy)
             cut = image.convert('RGB').resize((size, size), Image.Resampling.BILINEAR, scaled)
             return np.asarray(cut)
+    except UnidentifiedImageError as error:
+        raise ValueError(f'{name}: cannot be decoded (no image format)') from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f'{name}: cannot be decoded ({error})') from error
