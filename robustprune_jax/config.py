@@ -70,6 +70,10 @@ def default() -> ConfigDict:
     config.dataset.train_examples = 0  # use the first N training examples; 0: all
     config.dataset.validation = 144  # of these, held out to choose the best checkpoint
     config.dataset.augment = 'none'  # none | flip | crop | crop_flip
+    # A pickle or .npz of pseudo-labelled images to mix into every batch, and the part of a batch
+    # that they are; an epoch is once through the others.
+    config.dataset.pseudo_labelled = ''
+    config.dataset.pseudo_ratio = 0.5
     # Images of many sizes (image_folder, imagenet2012): training sees a random-resized crop of so
     # many pixels each way, evaluation the central square.
     config.dataset.image_size = 224
@@ -253,6 +257,7 @@ def check(config: ConfigDict) -> None:
         if config[attack].norm == 'linf':
             require(f'{attack}.eps', config[attack].eps <= 1, 'at most 1: pixels lie in [0, 1]')
     require('dataset.image_size', config.dataset.image_size >= 1, 'at least 1 pixel')
+    require('dataset.pseudo_ratio', 0 < config.dataset.pseudo_ratio < 1, 'between 0 and 1')
     require('dataset.corrupt', config.dataset.corrupt in ('stop', 'skip'), 'stop or skip')
     require('workers', config.workers >= 0, 'a count of processes, or 0')
     require('evaluate.certified.memory_gb', config.evaluate.certified.memory_gb > 0, 'more than 0')
@@ -295,6 +300,9 @@ def check(config: ConfigDict) -> None:
         section = config[phase]
         for field in ('epochs', 'batch_size'):
             require(f'{phase}.{field}', section[field] >= 1, 'at least 1')
+        if config.dataset.pseudo_labelled:
+            mixed = pseudo_per_batch(config, section.batch_size)
+            require(f'{phase}.batch_size', mixed < section.batch_size, 'room for labelled images')
         require(f'{phase}.learning_rate', section.learning_rate > 0, 'more than 0')
         require(f'{phase}.weight_decay', section.weight_decay >= 0, 'at least 0')
         require(f'{phase}.momentum', 0 <= section.momentum < 1, 'at least 0 and below 1')
@@ -304,6 +312,12 @@ def check(config: ConfigDict) -> None:
         require(f'{phase}.ramp_epochs', 0 <= section.ramp_epochs <= section.epochs, 'within epochs')
         if section.schedule == 'original_cosine':
             require(f'{phase}.epochs', section.epochs > 1, 'more than 1: its formula gives rate 0')
+
+
+def pseudo_per_batch(config: ConfigDict, batch_size: int) -> int:
+    """Returns how many images of a batch are pseudo-labelled."""
+    ratio = config.dataset.pseudo_ratio if config.dataset.pseudo_labelled else 0.0
+    return round(ratio * batch_size)
 
 
 def objective_name(config: ConfigDict, phase: str) -> str:

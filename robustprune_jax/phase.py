@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from robustprune_jax import checkpoint, sharding
 from robustprune_jax.bounds import margins, verified
-from robustprune_jax.config import lookup, objective_name
+from robustprune_jax.config import lookup, objective_name, pseudo_per_batch
 from robustprune_jax.data import Split, Splits
 from robustprune_jax.data.augment import AUGMENTATIONS, to_float
 from robustprune_jax.data.batches import eval_batches, train_batches
@@ -71,7 +71,8 @@ def train(
     section = config[phase]
     name = phase if density is None else f'{phase} {density}'
     objective = lookup(OBJECTIVES, objective_name(config, phase), 'objective')(config)
-    steps_per_epoch = math.ceil(len(splits.train.labels) / section.batch_size)
+    mixed = pseudo_per_batch(config, section.batch_size)
+    steps_per_epoch = math.ceil(len(splits.train.labels) / (section.batch_size - mixed))
     total_steps = section.epochs * steps_per_epoch
     mask_density = density if phase == 'prune' else None
 
@@ -102,6 +103,8 @@ def train(
         seed=zlib.crc32(f'{config.seed}/{phase}'.encode()),
         process=(jax.process_index(), jax.process_count()),
         workers=config.workers,
+        pseudo=splits.pseudo,
+        pseudo_count=mixed,
     )
     key = phase_key(config.seed, phase, 'step')
     meta = {

@@ -215,7 +215,7 @@ def test_evaluation_sees_every_image_once(folder):
 
 
 def test_a_part_held_out_for_validation(archives):
-    train, validation, _ = load('image_folder', archives / 'folder', validation=8)
+    train, validation, *_ = load('image_folder', archives / 'folder', validation=8)
     assert len(train.labels) == 40 and np.bincount(validation.labels).tolist() == [2] * 4
     assert not by_content(train).keys() & by_content(validation).keys()
 

@@ -17,6 +17,8 @@ def train_batches(
     seed: int,
     process: tuple[int, int] = (0, 1),
     workers: int = 0,
+    pseudo: tuple[np.ndarray, np.ndarray] | None = None,
+    pseudo_count: int = 0,
 ) -> grain.DatasetIterator:
     """Iterates {'image': uint8 [b, H, W, C], 'label': int32 [b]} for ever, in a new order each
     epoch.
@@ -24,6 +26,9 @@ def train_batches(
     Batches run on over the border of epochs, so that all have the same shape. The global batch
     depends on `seed` only; `process` = (index, count) takes its own b = batch_size / count
     examples of it, a contiguous slice, as `jax.make_array_from_process_local_data` expects.
+
+    pseudo: other images and labels, of which each global batch has `pseudo_count`, evenly among
+    the rest; they are shuffled, and begin again, by themselves.
 
     Encoded images are decoded to random-resized crops, in threads of this process or, the same
     batches, in `workers` processes.
@@ -39,6 +44,16 @@ def train_batches(
     def gather(indices: np.ndarray) -> dict[str, np.ndarray]:
         return {'image': images[indices[mine]], 'label': labels[indices[mine]].astype(np.int32)}
 
+    def gather_mixed(indices: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+        place = places[mine]
+        other = place >= len(indices[0])
+        rows = np.concatenate(indices)[place]
+        image = np.empty((len(place), *images.shape[1:]), images.dtype)
+        label = np.empty(len(place), np.int32)
+        for which, source in ((~other, (images, labels)), (other, pseudo)):
+            image[which], label[which] = (array[rows[which]] for array in source)
+        return {'image': image, 'label': label}
+
     def decode(indices: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         seeds = rng.integers(2**63, size=len(indices))[mine]  # drawn for the global batch
         pixels, places = images[indices[mine]].random(seeds)
@@ -46,13 +61,25 @@ def train_batches(
 
     # Only indices travel through Grain: gathering a whole batch at once from memory is several
     # times faster than a pipeline of single examples.
-    order = grain.MapDataset.range(len(labels)).seed(seed).shuffle().repeat().batch(batch_size)
+    order = _order(len(labels), seed, batch_size - pseudo_count)
+    ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    if pseudo_count:
+        # Evenly, so that every device gets its part of both.
+        parts = [(np.arange(n) + 0.5) / n for n in (batch_size - pseudo_count, pseudo_count)]
+        places = np.argsort(np.concatenate(parts), kind='stable')
+        both = [order, _order(len(pseudo[1]), seed + 1, pseudo_count)]
+        alike = min(map(len, both))  # endless, but not of one length
+        zipped = grain.experimental.ZipMapDataset([one[:alike] for one in both])
+        return iter(zipped.map(gather_mixed).to_iter_dataset(ahead))
     if isinstance(images, np.ndarray):
-        ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
         return iter(order.map(gather).to_iter_dataset(ahead))
     if workers:
         return _InProcesses(order.random_map(decode), workers)
     return iter(order.random_map(decode).to_iter_dataset(_decoding_threads()))
+
+
+def _order(count: int, seed: int, batch_size: int) -> grain.MapDataset:
+    return grain.MapDataset.range(count).seed(seed).shuffle().repeat().batch(batch_size)
 
 
 def _decoding_threads():
@@ -101,6 +128,9 @@ def eval_batches(
     images: np.ndarray | EncodedImages, labels: np.ndarray, batch_size: int, *, start: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
     """Iterates {'image', 'label', 'mask'} over examples start, start + 1, ... in order, each once.
+
+    pseudo: other images and labels, of which each global batch has `pseudo_count`, evenly among
+    the rest; they are shuffled, and begin again, by themselves.
 
     Encoded images are decoded to their central squares, ahead in threads. All batches have
     batch_size examples: the last one is filled up with zeros, where the mask (bool [batch_size])

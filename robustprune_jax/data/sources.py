@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from robustprune_jax.config import lookup
-from robustprune_jax.data import idx, image_folder, registered
+from robustprune_jax.data import idx, image_folder, pseudo, registered
 from robustprune_jax.data.encoded import EncodedImages
 
 
@@ -23,11 +23,14 @@ class Split(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """What training sees, what chooses the best checkpoint, what is reported."""
+    """What training sees, what chooses the best checkpoint, what is reported; what is mixed into
+    training, if anything.
+    """
 
     train: Split
     validation: Split
     test: Split
+    pseudo: Split | None = None
 
 
 def load(dataset) -> Splits:
@@ -37,6 +40,8 @@ def load(dataset) -> Splits:
     are), `num_classes`, `train_examples` (the first so many training images; 0 is all of them) and
     `validation` (how many of those to hold out of training, stratified by class). The cuts depend
     on these fields only, never on the seed of a run, so runs with other seeds can be compared.
+
+    With dataset.pseudo_labelled, a file, its images are the fourth split.
 
     Raises ValueError or FileNotFoundError, in one line, for data that does not fit the config.
     """
@@ -59,7 +64,8 @@ def load(dataset) -> Splits:
         )
     held_out = stratified(train.labels, dataset.validation)
     rest = np.delete(np.arange(len(train.labels)), held_out)
-    return Splits(train.take(rest), train.take(held_out), test)
+    mixed = _pseudo(dataset, train.images) if dataset.pseudo_labelled else None
+    return Splits(train.take(rest), train.take(held_out), test, mixed)
 
 
 def _source(dataset):
@@ -67,6 +73,16 @@ def _source(dataset):
         return registered.read
     names = {**SOURCES, **dict.fromkeys(registered.PREPARED)}
     return lookup(names, dataset.name, 'data set')
+
+
+def _pseudo(dataset, images):
+    where = f'pseudo-labelled images in {dataset.pseudo_labelled}'
+    if not isinstance(images, np.ndarray):
+        raise ValueError(f'{where} cannot be mixed with images that are decoded on demand')
+    mixed = _checked(*pseudo.read(dataset.pseudo_labelled), dataset.num_classes, where)
+    if mixed.images.shape[1:] != images.shape[1:]:
+        raise ValueError(f'{where} are {mixed.images.shape[1:]}, must be {images.shape[1:]}')
+    return mixed
 
 
 def stratified(labels: np.ndarray, count: int) -> np.ndarray:
