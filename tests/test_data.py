@@ -14,8 +14,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
-from robustprune_jax import data
+from robustprune_jax import data, pipeline
 from robustprune_jax.data import augment, batches, idx
+from robustprune_jax.files import read_jsonl
 
 FASHION_MNIST = '/usr/share/datasets/fashion-mnist'
 
@@ -359,6 +360,19 @@ def test_mixed_batches_resume_and_are_shared_by_processes():
     parts = [mixed(7, process=(i, 2))[1][3:] for i in range(2)]
     joined = [[*a['label'], *b['label']] for a, b in zip(*parts, strict=True)]
     assert joined == expected
+
+
+def test_an_epoch_is_once_through_the_labelled_images(tiny_config, tmp_path):
+    config = tiny_config()
+    path = tmp_path / 'generated.npz'
+    np.savez(path, image=np.zeros((5, 12, 12, 1), np.uint8), label=np.arange(5) % 3)
+    config.dataset.update(pseudo_labelled=str(path), pseudo_ratio=0.25)
+    config.update(objective='natural', phases='pretrain')
+    config.pretrain.epochs = 2
+    pipeline.run(config, tmp_path / 'run')
+    lines = read_jsonl(tmp_path / 'run' / 'pretrain' / 'metrics.jsonl')
+    # 96 images (16 of 112 held out), 24 of a batch of 32: four steps, three would be all of it.
+    assert [line['step'] for line in lines] == [4, 8]
 
 
 @pytest.mark.parametrize('form', ['pickle', 'npz', 'generated'])

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from robustprune_jax import data
+from robustprune_jax import data, pipeline
 from robustprune_jax.config import default
 from robustprune_jax.data import batches, encoded, imagenet
 from robustprune_jax.data.prepare import prepare
+from robustprune_jax.files import read_jsonl
 
 CLASSES = ['n01440764', 'n01443537', 'n01484850', 'n01491361']  # ImageNet's first four
 SIZE = 32
@@ -218,6 +219,19 @@ def test_a_part_held_out_for_validation(archives):
     train, validation, *_ = load('image_folder', archives / 'folder', validation=8)
     assert len(train.labels) == 40 and np.bincount(validation.labels).tolist() == [2] * 4
     assert not by_content(train).keys() & by_content(validation).keys()
+
+
+def test_a_run_on_a_folder(archives, tiny_config, tmp_path):
+    config = tiny_config()
+    config.dataset.update(
+        name='image_folder', dir=str(archives / 'folder'), num_classes=4, validation=0
+    )
+    config.dataset.update(image_size=12, augment='flip')
+    config.update(objective='natural', phases='pretrain,evaluate')
+    config.pretrain.update(epochs=1, batch_size=16)
+    result = pipeline.run(config, tmp_path)
+    assert result['networks'][0]['examples'] == 16
+    assert read_jsonl(tmp_path / 'pretrain' / 'metrics.jsonl')[-1]['step'] == 3
 
 
 # --- crops ------------------------------------------------------------------------------------
