@@ -124,8 +124,8 @@ def _decode(name: str, data: bytes, box_of, size: int) -> np.ndarray:
                 image.draft(None, (math.ceil(full[0] * zoom), math.ceil(full[1] * zoom)))
             sx, sy = image.size[0] / full[0], image.size[1] / full[1]
             scaled = (box[0] * sx, box[1] * sy, box[2] * sx, box[3] * sy)
-            cut = image.convert('RGB').resize((size, size), Image.Resampling.BILINEAR, scaled)
-            return np.asarray(cut)
+            rgb = image if image.mode == 'RGB' else image.convert('RGB')  # a copy even of RGB
+            return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, scaled))
     except UnidentifiedImageError as error:
         raise ValueError(f'{name}: cannot be decoded (no image format)') from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

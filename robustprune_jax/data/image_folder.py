@@ -15,7 +15,8 @@ def read(dataset) -> dict:
     """Returns {'train': (EncodedImages, labels), 'test': ...} of the folder `dataset.dir`.
 
     'test' is its folder val, validation or test. Labels are the places of the classes in sorted
-    order, images are in sorted order within a class: as torchvision's ImageFolder.
+    order, as torchvision's ImageFolder. The first image of every class comes first, then the
+    second, so that the first N are of all classes.
     """
     parts, classes = folders(dataset.dir)
     return {
@@ -54,7 +55,7 @@ def scan(folder: Path, classes: list[str]) -> tuple['Files', np.ndarray]:
 
     Raises ValueError for a class without images.
     """
-    names, labels = [], []
+    rows = []
     for label, name in enumerate(classes):
         found = sorted(
             os.path.relpath(os.path.join(parent, file), folder)
@@ -64,9 +65,9 @@ def scan(folder: Path, classes: list[str]) -> tuple['Files', np.ndarray]:
         )
         if not found:
             raise ValueError(f'{folder / name}: no images ({", ".join(EXTENSIONS)}) in it')
-        names += found
-        labels += [label] * len(found)
-    return Files(folder, names), np.array(labels, np.int32)
+        rows += [(place, label, file) for place, file in enumerate(found)]
+    rows.sort()
+    return Files(folder, [file for *_, file in rows]), np.array([r[1] for r in rows], np.int32)
 
 
 class Files:
