@@ -138,7 +138,7 @@ def main() -> None:
                 for i, file in enumerate(files):
                     full_decode(file, i)
             part = train.images[: len(files)]
-            with measured(f'{size} JPEG, as training cuts it, one thread', len(part)):
+            with measured(f'{size} JPEG, as training cuts it', len(part)):
                 part.random(np.arange(len(part)))
         train = image_folder(small).train
         threads = f'500x375 JPEG, training, {os.cpu_count()} threads'

@@ -1,7 +1,8 @@
 r"""CROWN-IBP on SVHN, cifar_model, pruned to 0.1, 0.05 and 0.01: the original's recipe.
 
 python -m robustprune_jax.data.prepare svhn_cropped --data_dir=data
-python main.py --config=configs/compact_crown_ibp.py --config.dataset.dir=data --workdir=runs/crown_ibp
+python main.py --config=configs/compact_crown_ibp.py --config.dataset.dir=data \
+    --workdir=runs/crown_ibp
 
 `:arch=cifar_model_large` is its other network, `:classes` its loss, with a backward pass for every
 class in place of one for the loss. `:fashion_mnist` trains mnist_model at eps 0.1 in about half an

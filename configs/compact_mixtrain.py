@@ -1,7 +1,8 @@
 r"""MixTrain on SVHN, cifar_model, pruned to 0.1, 0.05 and 0.01: the original's recipe.
 
 python -m robustprune_jax.data.prepare svhn_cropped --data_dir=data
-python main.py --config=configs/compact_mixtrain.py --config.dataset.dir=data --workdir=runs/mixtrain
+python main.py --config=configs/compact_mixtrain.py --config.dataset.dir=data \
+    --workdir=runs/mixtrain
 
 `:large` is its other network, cifar_model_large, with one bounded image in a batch.
 `:fashion_mnist` trains mnist_model at eps 0.1, for fewer epochs and pruned to 0.1 only.

@@ -5,8 +5,8 @@ python main.py --config=configs/compact_smoothing.py:semisup --config.dataset.di
     --workdir=runs/smoothing
 
 `:semisup` mixes in as many pseudo-labelled images, as the original does, from
-data/ti_500K_pseudo_labeled.pickle (`--config.dataset.pseudo_labelled=FILE`); without it, CIFAR-10
-is alone. `:arch=vgg16_bn` is its other network. `:fashion_mnist` trains mnist_model on 20,000 images.
+data/ti_500K_pseudo_labeled.pickle. `:arch=vgg16_bn` is its other network. `:fashion_mnist` trains
+mnist_model on 20,000 images.
 """
 
 from ml_collections import ConfigDict
