@@ -266,6 +266,12 @@ def test_a_folder_that_is_not_there_or_not_whole(tmp_path):
         prepare('cifar10', tmp_path, tmp_path)
     (tmp_path / 'cifar10' / '3.0.2').rmdir()
     folder = prepare('cifar10', tmp_path, cifar10_binary(tmp_path / 'a.tar.gz'))
+    records = next(folder.glob('*-train.array_record*'))
+    whole = records.read_bytes()
+    for broken in (b'', whole[: len(whole) // 2]):
+        records.write_bytes(broken)
+        with pytest.raises(ValueError, match=r'3\.0\.2: train records cannot be read'):
+            data.load(section('cifar10', tmp_path))
     next(folder.glob('*-test.array_record*')).unlink()
     with pytest.raises(ValueError, match=r'cifar10-test.* is missing: the folder is not whole'):
         data.load(section('cifar10', tmp_path))

@@ -107,7 +107,8 @@ class _InProcesses(grain.DatasetIterator):
                 .to_iter_dataset(ahead)
                 .mp_prefetch(grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=1))
             )
-        batch = next(self._iterator)
+        # Copied, so that the memory shared with the worker is free at once, not at some exit.
+        batch = {name: np.array(array) for name, array in next(self._iterator).items()}
         self._next += 1
         return batch
 
@@ -128,9 +129,6 @@ def eval_batches(
     images: np.ndarray | EncodedImages, labels: np.ndarray, batch_size: int, *, start: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
     """Iterates {'image', 'label', 'mask'} over examples start, start + 1, ... in order, each once.
-
-    pseudo: other images and labels, of which each global batch has `pseudo_count`, evenly among
-    the rest; they are shuffled, and begin again, by themselves.
 
     Encoded images are decoded to their central squares, ahead in threads. All batches have
     batch_size examples: the last one is filled up with zeros, where the mask (bool [batch_size])

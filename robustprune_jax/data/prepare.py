@@ -20,7 +20,7 @@ from PIL import Image
 from robustprune_jax.data import imagenet
 from robustprune_jax.data.archives import ARCHIVES, Archive
 from robustprune_jax.data.download import download
-from robustprune_jax.data.registered import labels_of
+from robustprune_jax.data.registered import PREPARED, labels_of
 
 
 def prepare(
@@ -45,7 +45,7 @@ def prepare(
     data_dir = Path(data_dir).expanduser().absolute()
     builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
     folder = Path(builder.data_path)
-    if builder.is_prepared():
+    if (folder / 'dataset_info.json').exists():
         return folder
     if folder.exists():
         raise ValueError(f'{folder} is there, but not whole: remove it first')
@@ -118,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('name', choices=[*ARCHIVES, 'imagenet2012'])
+    parser.add_argument('name', choices=PREPARED)
     parser.add_argument('--data_dir', required=True, help='where the folder NAME/VERSION is made')
     parser.add_argument('--from', dest='source', help='the archive, or the folder of its files')
     parser.add_argument(

@@ -1,17 +1,18 @@
 """Data sets of TensorFlow Datasets, by name, from array_record folders; needs no TensorFlow."""
 
 import io
+from operator import itemgetter, methodcaller
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from robustprune_jax.data.archives import ARCHIVES
 from robustprune_jax.data.encoded import EncodedImages
 from robustprune_jax.files import write_atomically
 
-# What robustprune_jax.data.prepare makes.
-PREPARED = ('cifar10', 'cifar100', 'svhn_cropped', 'mnist', 'fashion_mnist', 'imagenet2012')
+PREPARED = (*ARCHIVES, 'imagenet2012')  # by robustprune_jax.data.prepare
 CHUNK = 1000  # records that are read at once
 
 
@@ -67,7 +68,7 @@ def read(dataset) -> dict:
 
 def _check(builder, name):
     folder = builder.data_path
-    if not builder.is_prepared():
+    if not (folder / 'dataset_info.json').exists():  # is_prepared() logs a warning
         state = 'is not whole: remove it, and' if folder.exists() else 'is not there;'
         raise FileNotFoundError(f'{name} data: {folder} {state} {_make(builder)}')
     form = builder.info.file_format.value
@@ -108,29 +109,36 @@ class Records:
     def __getstate__(self):
         return {**self.__dict__, '_source': None}
 
-    def _open(self):
-        if self._source is None:
-            import tensorflow_datasets as tfds
+    def _read(self, how):
+        try:
+            if self._source is None:
+                import tensorflow_datasets as tfds
 
-            self._source = tfds.builder_from_directory(self.folder).as_data_source(
-                self.split, decoders={'image': tfds.decode.SkipDecoding()}
-            )
-        return self._source
+                self._source = tfds.builder_from_directory(self.folder).as_data_source(
+                    self.split, decoders={'image': tfds.decode.SkipDecoding()}
+                )
+            return how(self._source)
+        except RuntimeError as error:
+            raise ValueError(
+                f'{self.folder}: {self.split} records cannot be read ({error}); remove the folder, '
+                'and make it again'
+            ) from error
 
     def __len__(self):
-        return len(self._open())
+        return self._read(len)
 
     def __getitem__(self, index: int) -> tuple[str, bytes]:
-        example = self._open()[int(index)]
+        example = self._read(itemgetter(int(index)))
         file = example.get('file_name', b'').decode()
         return f'{self.folder}, {self.split} record {index} {file}'.rstrip(), example['image']
 
     def chunks(self):
         """Yields lists of examples with their images still encoded."""
-        source = self._open()
-        with tqdm(total=len(source), desc=f'{self.split} split', unit='image', disable=None) as bar:
-            for first in range(0, len(source), CHUNK):
-                examples = source.__getitems__(range(first, min(first + CHUNK, len(source))))
+        count = len(self)
+        with tqdm(total=count, desc=f'{self.split} split', unit='image', disable=None) as bar:
+            for first in range(0, count, CHUNK):
+                chunk = range(first, min(first + CHUNK, count))
+                examples = self._read(methodcaller('__getitems__', chunk))
                 yield examples
                 bar.update(len(examples))
 
