@@ -51,8 +51,10 @@ class EncodedImages:
         As resizing the shorter side to size * 256 / 224 and cropping. A file that cannot be decoded
         stops it in any case: a result is about all images.
         """
-        images = [_decode(*self.source[i], centre_box, self.size) for i in self.indices]
-        return np.stack(images) if images else np.empty(self.shape, np.uint8)
+        pixels = np.empty(self.shape, np.uint8)
+        for place, i in enumerate(self.indices):
+            pixels[place] = _decode(*self.source[i], centre_box, self.size)
+        return pixels
 
     def random(self, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns random-resized crops, uint8 [N, size, size, 3], and whose they are, int [N].
@@ -60,20 +62,21 @@ class EncodedImages:
         seeds: int [N]; a crop depends on its seed alone. The second is 0..N-1, but for skipped
         images the place of the image that stands in.
         """
-        images = {}
+        pixels, good = np.empty(self.shape, np.uint8), []
         for place, (i, seed) in enumerate(zip(self.indices, seeds, strict=True)):
             box_of = functools.partial(random_box, np.random.default_rng(seed))
             try:
-                images[place] = _decode(*self.source[i], box_of, self.size)
+                pixels[place] = _decode(*self.source[i], box_of, self.size)
+                good.append(place)
             except ValueError as error:
                 if self.corrupt == 'stop':
                     raise
                 _report_skipped(self.source[i][0], error)
-        if not images:
+        if not good:
             raise ValueError(f'no image of a whole batch can be decoded, as {self.source[i][0]}')
-        good = np.array(list(images))
-        places = good[np.searchsorted(good, np.arange(len(seeds))) % len(good)]
-        return np.stack([images[place] for place in places]), places
+        every = np.arange(len(pixels))
+        places = np.array(good)[np.searchsorted(good, every) % len(good)]
+        return pixels if len(good) == len(pixels) else pixels[places], places
 
 
 _skipped: set[str] = set()  # by this process: each file is reported once
