@@ -132,9 +132,7 @@ def main() -> None:
             files = sorted(path.rglob('*.JPEG'))[:200]
             kilobytes = np.mean([file.stat().st_size for file in files]) / 1e3
             train = image_folder(path).train
-            with measured(
-                f'{size} JPEG ({kilobytes:.0f} kB), decoded whole, one thread', len(files)
-            ):
+            with measured(f'{size} JPEG ({kilobytes:.0f} kB), decoded whole', len(files)):
                 for i, file in enumerate(files):
                     full_decode(file, i)
             part = train.images[: len(files)]

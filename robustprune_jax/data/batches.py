@@ -143,9 +143,8 @@ def eval_batches(
         def pad(array: np.ndarray) -> np.ndarray:
             return np.pad(array, [(0, batch_size - real)] + [(0, 0)] * (array.ndim - 1))
 
-        pixels = images[part] if isinstance(images, np.ndarray) else images[part].centre()
         return {
-            'image': pad(pixels),
+            'image': pad(np.asarray(images[part])),
             'label': pad(labels[part].astype(np.int32)),
             'mask': np.arange(batch_size) < real,
         }

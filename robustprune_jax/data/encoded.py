@@ -18,7 +18,7 @@ CENTRE = 224 / 256  # evaluation: the side of the central square, of the image's
 
 @dataclasses.dataclass(frozen=True)
 class EncodedImages:
-    """Stands for uint8 [N, size, size, 3] as the `images` of a Split.
+    """Stands for uint8 [N, size, size, 3] as the `images` of a Split; np.asarray decodes it.
 
     source[i] -> (name, bytes of a file that PIL reads). corrupt: 'stop' raises ValueError with the
     name of a file that cannot be decoded; 'skip' reports it on stderr and, in training, puts the
@@ -28,7 +28,7 @@ class EncodedImages:
     source: Sequence[tuple[str, bytes]]
     size: int
     corrupt: str = 'stop'
-    indices: np.ndarray | slice = None
+    indices: np.ndarray | None = None  # into source; all of it if None
 
     def __post_init__(self):
         if self.indices is None:
@@ -45,7 +45,7 @@ class EncodedImages:
         """Returns the images of a slice or of an array of indices, still encoded."""
         return dataclasses.replace(self, indices=self.indices[selection])
 
-    def centre(self) -> np.ndarray:
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
         """Returns the central squares, uint8 [N, size, size, 3]: what evaluation sees.
 
         As resizing the shorter side to size * 256 / 224 and cropping. A file that cannot be decoded
@@ -54,7 +54,7 @@ class EncodedImages:
         pixels = np.empty(self.shape, np.uint8)
         for place, i in enumerate(self.indices):
             pixels[place] = _decode(*self.source[i], centre_box, self.size)
-        return pixels
+        return pixels if dtype is None else pixels.astype(dtype)
 
     def random(self, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns random-resized crops, uint8 [N, size, size, 3], and whose they are, int [N].
