@@ -78,7 +78,7 @@ def main() -> None:
     config = default()
     config.dataset.update(name=args.dataset, dir=args.dir)
     test = data.load(config.dataset).test
-    images = np.asarray(to_float(test.images[: args.examples]))
+    images = np.asarray(to_float(np.asarray(test.images[: args.examples])))
     labels = test.labels[: args.examples].astype(np.int32)
     variables, meta = checkpoint.load(args.checkpoint)
     pair = logits_fn(create_model(meta['arch']), variables), torch_network(variables)

@@ -1,6 +1,7 @@
 r"""MixTrain on SVHN, cifar_model, pruned to 0.1, 0.05 and 0.01: the original's recipe.
 
-python main.py --config=configs/compact_mixtrain.py --config.dataset.dir=svhn.npz \
+python -m robustprune_jax.data.prepare svhn_cropped --data_dir=data
+python main.py --config=configs/compact_mixtrain.py --config.dataset.dir=data \
     --workdir=runs/mixtrain
 
 `:large` is its other network, cifar_model_large, with one bounded image in a batch.
@@ -38,7 +39,7 @@ def fashion_mnist(config: ConfigDict) -> None:
 def get_config(arg: str = '') -> ConfigDict:
     config = default()
     config.arch = 'cifar_model'
-    config.dataset.name = 'npz'
+    config.dataset.name = 'svhn_cropped'
     config.dataset.augment = 'crop_flip'
     config.dataset.validation = 2_000
     config.objective = 'mixtrain'

@@ -1,15 +1,23 @@
 r"""Stability training for randomized smoothing on CIFAR-10, wrn_28_4: the original's recipe.
 
-python main.py --config=configs/compact_smoothing.py --config.dataset.dir=cifar10.npz \
+python -m robustprune_jax.data.prepare cifar10 --data_dir=data
+python main.py --config=configs/compact_smoothing.py:semisup --config.dataset.dir=data \
     --workdir=runs/smoothing
 
-`:arch=vgg16_bn` is its other network. The original mixes in as many pseudo-labelled images, which
-is not done here yet. `:fashion_mnist` trains mnist_model on 20,000 images.
+`:semisup` mixes in as many pseudo-labelled images, as the original does, from
+data/ti_500K_pseudo_labeled.pickle. `:arch=vgg16_bn` is its other network. `:fashion_mnist` trains
+mnist_model on 20,000 images.
 """
 
 from ml_collections import ConfigDict
 
 from robustprune_jax.config import default, with_argument
+
+
+def semisup(config: ConfigDict) -> None:
+    config.dataset.pseudo_labelled = 'data/ti_500K_pseudo_labeled.pickle'
+    for phase in ('pretrain', 'prune', 'finetune', 'lwm'):
+        config[phase].batch_size *= 2
 
 
 def fashion_mnist(config: ConfigDict) -> None:
@@ -29,7 +37,7 @@ def fashion_mnist(config: ConfigDict) -> None:
 def get_config(arg: str = '') -> ConfigDict:
     config = default()
     config.arch = 'wrn_28_4'
-    config.dataset.name = 'npz'
+    config.dataset.name = 'cifar10'
     config.dataset.augment = 'crop_flip'
     config.dataset.validation = 2_000
     config.objective = 'smooth'
@@ -44,4 +52,4 @@ def get_config(arg: str = '') -> ConfigDict:
         config[phase].update(epochs=epochs, learning_rate=learning_rate, schedule='original_cosine')
     config.evaluate.pgd.update(eps=0.25, step_size=0.05, norm='l2')
     config.evaluate.smooth.update(examples=500, n=10_000)
-    return with_argument(config, arg, {'fashion_mnist': fashion_mnist})
+    return with_argument(config, arg, {'fashion_mnist': fashion_mnist, 'semisup': semisup})

@@ -1,13 +1,13 @@
 """An unpickler that rebuilds a PyTorch file's tensors and numbers, and refuses everything else."""
 
-import collections
 import math
-import pickle
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
+
+from robustprune_jax import unpickle
 
 # torch's storage class of each dtype
 STORAGES = {
@@ -58,28 +58,6 @@ def load_legacy(file: BinaryIO) -> Any:
     return result
 
 
-class Unpickler(pickle.Unpickler):
-    """Rebuilds tensors, containers and numbers, and refuses every other name a pickle asks for.
-
-    load_storage: persistent id -> 1-D array. The functions a pickle may call are all defined here:
-    nothing is ever looked up in, or imported from, another module.
-    """
-
-    def __init__(self, file: BinaryIO, load_storage: Callable[[tuple], np.ndarray]):
-        super().__init__(file, encoding='latin1')
-        self._load_storage = load_storage
-
-    def persistent_load(self, persistent_id):
-        return self._load_storage(persistent_id)
-
-    def find_class(self, module, name):
-        if module == 'torch' and name in STORAGES:
-            return STORAGES[name]
-        if (module, name) not in _ALLOWED:
-            raise ValueError(f'the file asks for {module}.{name}, which is refused; nothing ran')
-        return _ALLOWED[module, name]
-
-
 def _rebuild_tensor(storage, offset, shape, strides, *_ignored) -> np.ndarray:
     if not isinstance(storage, np.ndarray) or min((offset, *shape, *strides), default=0) < 0:
         raise ValueError('a tensor has a negative offset, size or stride')
@@ -95,36 +73,23 @@ def _rebuild_parameter(data, *_ignored) -> np.ndarray:
     return data
 
 
-class _DType:
-    """A numpy dtype of numbers; the state a pickle sets on it can only be its byte order."""
+class Unpickler(unpickle.Unpickler):
+    """Rebuilds tensors, containers and numbers, and refuses every other name a pickle asks for.
 
-    def __init__(self, code, *_ignored):
-        self.dtype = np.dtype(code)
-        if self.dtype.kind not in 'biufc':
-            raise ValueError(f'the file holds numpy values of type {code!r}, which is refused')
+    load_storage: persistent id -> 1-D array.
+    """
 
-    def __setstate__(self, state):
-        self.dtype = self.dtype.newbyteorder(state[1])
+    allowed = {  # noqa: RUF012
+        **unpickle.SCALARS,
+        **{('torch', name): dtype for name, dtype in STORAGES.items()},
+        ('torch._utils', '_rebuild_tensor'): _rebuild_tensor,
+        ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
+        ('torch._utils', '_rebuild_parameter'): _rebuild_parameter,
+    }
 
+    def __init__(self, file: BinaryIO, load_storage: Callable[[tuple], np.ndarray]):
+        super().__init__(file)
+        self._load_storage = load_storage
 
-def _numpy_scalar(dtype, data):
-    return np.frombuffer(data, dtype.dtype, count=1)[0]
-
-
-def _encode(text, encoding):
-    # pickle protocol 2 writes bytes as text in latin1
-    if encoding != 'latin1':
-        raise ValueError(f'the file asks for the codec {encoding!r}, which is refused')
-    return text.encode('latin1')
-
-
-_ALLOWED = {
-    ('collections', 'OrderedDict'): collections.OrderedDict,
-    ('torch._utils', '_rebuild_tensor'): _rebuild_tensor,
-    ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
-    ('torch._utils', '_rebuild_parameter'): _rebuild_parameter,
-    ('numpy', 'dtype'): _DType,
-    ('numpy.core.multiarray', 'scalar'): _numpy_scalar,
-    ('numpy._core.multiarray', 'scalar'): _numpy_scalar,
-    ('_codecs', 'encode'): _encode,
-}
+    def persistent_load(self, persistent_id):
+        return self._load_storage(persistent_id)

@@ -23,6 +23,7 @@ NOT_IDENTITY = (
     'densities',
     'source',
     'evaluate',
+    'workers',
     'log_every',
     'validate_every',
     'checkpoint_every',
@@ -60,12 +61,26 @@ def default() -> ConfigDict:
     config.source = ''
 
     config.dataset = ConfigDict()
-    config.dataset.name = 'digits'  # a name of data.SOURCES
-    config.dataset.dir = ''  # idx: the folder of the IDX files; npz: the file
+    # A name of data.SOURCES, or of TensorFlow Datasets: cifar10, svhn_cropped, imagenet2012, ...
+    config.dataset.name = 'digits'
+    # idx: the folder of the IDX files; npz: the file; image_folder: the folder of train and val;
+    # of TensorFlow Datasets: its data_dir, ~/tensorflow_datasets if empty.
+    config.dataset.dir = ''
     config.dataset.num_classes = 10
     config.dataset.train_examples = 0  # use the first N training examples; 0: all
     config.dataset.validation = 144  # of these, held out to choose the best checkpoint
-    config.dataset.augment = 'none'  # none | crop | crop_flip
+    config.dataset.augment = 'none'  # none | flip | crop | crop_flip
+    # A pickle or .npz of pseudo-labelled images to mix into every batch, and the part of a batch
+    # that they are; an epoch is once through the others.
+    config.dataset.pseudo_labelled = ''
+    config.dataset.pseudo_ratio = 0.5
+    # Images of many sizes (image_folder, imagenet2012): training sees a random-resized crop of so
+    # many pixels each way, evaluation the central square.
+    config.dataset.image_size = 224
+    # stop | skip: a training image that cannot be decoded ends the run, or is reported and another
+    # of its batch stands in. In evaluation it always ends the run.
+    config.dataset.corrupt = 'stop'
+    config.workers = 0  # processes that decode such images; 0: threads of this one
 
     config.batch_norm = 'global'  # statistics of the whole batch | per_device: as under jax.pmap
     config.accumulate = 1  # parts of a batch whose gradients are computed one after the other
@@ -249,6 +264,10 @@ def check(config: ConfigDict) -> None:
             require(f'{attack}.{field}', config[attack][field] > 0, 'more than 0, in pixel units')
         if config[attack].norm == 'linf':
             require(f'{attack}.eps', config[attack].eps <= 1, 'at most 1: pixels lie in [0, 1]')
+    require('dataset.image_size', config.dataset.image_size >= 1, 'at least 1 pixel')
+    require('dataset.pseudo_ratio', 0 < config.dataset.pseudo_ratio < 1, 'between 0 and 1')
+    require('dataset.corrupt', config.dataset.corrupt in ('stop', 'skip'), 'stop or skip')
+    require('workers', config.workers >= 0, 'a count of processes, or 0')
     require('evaluate.certified.memory_gb', config.evaluate.certified.memory_gb > 0, 'more than 0')
     require('evaluate.pgd.restarts', config.evaluate.pgd.restarts >= 1, 'at least 1')
     require(
@@ -296,6 +315,9 @@ def check(config: ConfigDict) -> None:
         require('attack.norm', not free or config.attack.norm == 'linf', 'linf: free has no other')
         for field in ('epochs', 'batch_size'):
             require(f'{phase}.{field}', section[field] >= 1, 'at least 1')
+        if config.dataset.pseudo_labelled:
+            mixed = pseudo_per_batch(config, section.batch_size)
+            require(f'{phase}.batch_size', mixed < section.batch_size, 'room for labelled images')
         require(f'{phase}.learning_rate', section.learning_rate > 0, 'more than 0')
         require(f'{phase}.weight_decay', section.weight_decay >= 0, 'at least 0')
         require(f'{phase}.momentum', 0 <= section.momentum < 1, 'at least 0 and below 1')
@@ -310,6 +332,12 @@ def check(config: ConfigDict) -> None:
                 section.epochs > repeats,
                 'more than 1 pass over the data: its formula gives rate 0',
             )
+
+
+def pseudo_per_batch(config: ConfigDict, batch_size: int) -> int:
+    """Returns how many images of a batch are pseudo-labelled."""
+    ratio = config.dataset.pseudo_ratio if config.dataset.pseudo_labelled else 0.0
+    return round(ratio * batch_size)
 
 
 def objective_name(config: ConfigDict, phase: str) -> str:

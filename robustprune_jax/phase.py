@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import zlib
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 
 from robustprune_jax import checkpoint, distributed, sharding
 from robustprune_jax.bounds import margins, verified
-from robustprune_jax.config import lookup, objective_name
+from robustprune_jax.config import lookup, objective_name, pseudo_per_batch
 from robustprune_jax.data import Split, Splits
 from robustprune_jax.data.augment import AUGMENTATIONS, to_float
 from robustprune_jax.data.batches import eval_batches, train_batches
@@ -77,7 +78,8 @@ def train(
     name = phase if density is None else f'{phase} {density}'
     objective = lookup(OBJECTIVES, objective_name(config, phase), 'objective')(config)
     section = _in_passes(config[phase], objective.repeats)
-    steps_per_epoch = math.ceil(len(splits.train.labels) / section.batch_size)
+    mixed = pseudo_per_batch(config, section.batch_size)
+    steps_per_epoch = math.ceil(len(splits.train.labels) / (section.batch_size - mixed))
     total_steps = section.epochs * steps_per_epoch
     mask_density = density if phase == 'prune' else None
 
@@ -111,6 +113,9 @@ def train(
         batch_size=section.batch_size,
         seed=zlib.crc32(f'{config.seed}/{phase}'.encode()),
         process=(jax.process_index(), jax.process_count()),
+        workers=config.workers,
+        pseudo=splits.pseudo,
+        pseudo_count=mixed,
     )
     key = phase_key(config.seed, phase, 'step')
     meta = {
@@ -124,7 +129,7 @@ def train(
         'total_steps': total_steps,
     }
 
-    with checkpoint.open_checkpoints(directory / 'checkpoints') as checkpoints:
+    with closing(data), checkpoint.open_checkpoints(directory / 'checkpoints') as checkpoints:
         if checkpoints.latest:
             state = checkpoint.restore(checkpoints, state, data)
         start = saved = int(state.step)

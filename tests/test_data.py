@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import pickle
 import struct
 
 import grain
@@ -13,8 +14,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
-from robustprune_jax import data
+from robustprune_jax import data, pipeline
 from robustprune_jax.data import augment, batches, idx
+from robustprune_jax.files import read_jsonl
 
 FASHION_MNIST = '/usr/share/datasets/fashion-mnist'
 
@@ -27,6 +29,9 @@ def config(**fields):
         'train_examples': 0,
         'validation': 0,
         'augment': 'none',
+        'image_size': 8,
+        'corrupt': 'stop',
+        'pseudo_labelled': '',
     }
     return ml_collections.ConfigDict({**defaults, **fields})
 
@@ -87,7 +92,7 @@ def test_stratified_takes_evenly_from_every_class():
 
 
 def test_digits_are_split_by_class_without_overlap():
-    train, validation, test = data.load(config(validation=200))
+    train, validation, test, _ = data.load(config(validation=200))
     assert [len(split.labels) for split in (train, validation, test)] == [1237, 200, 360]
     total = sum(np.bincount(split.labels, minlength=10) for split in (train, validation, test))
     for split in (train, validation, test):
@@ -117,7 +122,7 @@ def test_splits_do_not_depend_on_anything_but_the_data_set():
 
 def test_train_examples_come_first_and_validation_is_cut_from_them(idx_folder):
     section = config(name='idx', dir=str(idx_folder), num_classes=3, train_examples=5, validation=2)
-    train, validation, test = data.load(section)
+    train, validation, test, _ = data.load(section)
     # Labels 0 1 2 0 1, class order 0 3 1 4 2, middles of two halves: places 1 and 3.
     assert validation.images[:, 0, 0, 0].tolist() == [3, 4]
     assert train.images[:, 0, 0, 0].tolist() == [0, 1, 2]
@@ -143,7 +148,7 @@ def test_configs_that_do_not_fit_are_refused(fields, message):
 
 
 def test_idx_folder(idx_folder):
-    train, validation, test = data.load(config(name='idx', dir=str(idx_folder), num_classes=3))
+    train, validation, test, _ = data.load(config(name='idx', dir=str(idx_folder), num_classes=3))
     assert train.images.shape == (6, 3, 2, 1) and train.images.dtype == np.uint8
     assert train.images[:, 2, 1, 0].tolist() == [0, 1, 2, 3, 4, 5]
     assert train.labels.tolist() == [0, 1, 2, 0, 1, 2] and train.labels.dtype == np.int32
@@ -198,7 +203,7 @@ def test_labels_out_of_range(idx_folder):
 
 @pytest.mark.skipif(not os.path.isdir(FASHION_MNIST), reason='Fashion-MNIST is not installed')
 def test_fashion_mnist():
-    train, validation, test = data.load(config(name='idx', dir=FASHION_MNIST, validation=1000))
+    train, validation, test, _ = data.load(config(name='idx', dir=FASHION_MNIST, validation=1000))
     assert train.images.shape == (59000, 28, 28, 1) and test.images.shape == (10000, 28, 28, 1)
     assert np.bincount(validation.labels).tolist() == [100] * 10
     assert test.labels[:5].tolist() == [9, 2, 1, 1, 6]
@@ -208,7 +213,7 @@ def test_fashion_mnist():
 
 
 def test_npz(tmp_path, npz_arrays):
-    train, _, test = data.load(save_npz(tmp_path, npz_arrays))
+    train, _, test, _ = data.load(save_npz(tmp_path, npz_arrays))
     assert train.images.shape == (6, 3, 2, 1) and train.labels.dtype == np.int32
     assert test.images[:, 0, 0, 0].tolist() == [6, 7, 8]
     npz_arrays['train_images'] = npz_arrays['train_images'][..., 0]  # [N, H, W] is one channel
@@ -323,6 +328,101 @@ def test_resume_through_orbax(tmp_path):
     with ocp.training.Checkpointer(tmp_path / 'checkpoints') as checkpoints:
         checkpoints.load_checkpointables(3, {'data': other})
     assert indices(other, 6) == expected
+
+
+def mixed(steps, **kw):
+    """Labels 0..9, and pseudo-labelled images of labels 100..106: three of a batch of eight."""
+    labels = np.arange(7) + 100
+    pseudo = images_like(labels) + 100, labels
+    iterator = iterate(**{'batch_size': 8, 'pseudo': pseudo, 'pseudo_count': 3, **kw})
+    return iterator, [next(iterator) for _ in range(steps)]
+
+
+def test_pseudo_labelled_images_are_mixed_into_every_batch():
+    _, seen = mixed(14)
+    for batch in seen:
+        np.testing.assert_array_equal(batch['image'][:, 0, 0, 0], batch['label'])
+        # Evenly: places (i + 1/2) / 3 among (i + 1/2) / 5.
+        assert (batch['label'] >= 100).tolist() == [0, 1, 0, 0, 1, 0, 1, 0]
+    labels = np.stack([batch['label'] for batch in seen])
+    # 14 batches: seven epochs of the ten, six of the seven; neither waits for the other.
+    assert np.bincount(labels[labels < 100]).tolist() == [7] * 10
+    assert np.bincount(labels[labels >= 100] - 100).tolist() == [6] * 7
+
+
+def test_mixed_batches_resume_and_are_shared_by_processes():
+    iterator, _ = mixed(3)
+    state = iterator.get_state()
+    expected = [next(iterator)['label'].tolist() for _ in range(4)]
+    again, _ = mixed(0)
+    again.set_state(state)
+    assert [next(again)['label'].tolist() for _ in range(4)] == expected
+    parts = [mixed(7, process=(i, 2))[1][3:] for i in range(2)]
+    joined = [[*a['label'], *b['label']] for a, b in zip(*parts, strict=True)]
+    assert joined == expected
+
+
+def test_an_epoch_is_once_through_the_labelled_images(tiny_config, tmp_path):
+    config = tiny_config()
+    path = tmp_path / 'generated.npz'
+    np.savez(path, image=np.zeros((5, 12, 12, 1), np.uint8), label=np.arange(5) % 3)
+    config.dataset.update(pseudo_labelled=str(path), pseudo_ratio=0.25)
+    config.update(objective='natural', phases='pretrain')
+    config.pretrain.epochs = 2
+    pipeline.run(config, tmp_path / 'run')
+    lines = read_jsonl(tmp_path / 'run' / 'pretrain' / 'metrics.jsonl')
+    # 96 images (16 of 112 held out), 24 of a batch of 32: four steps, three would be all of it.
+    assert [line['step'] for line in lines] == [4, 8]
+
+
+@pytest.mark.parametrize('form', ['pickle', 'npz', 'generated'])
+def test_files_of_pseudo_labelled_images(tmp_path, npz_arrays, form):
+    images, labels = images_like(np.arange(4)), np.arange(4) % 3
+    path = tmp_path / 'ti.pickle'
+    if form == 'pickle':
+        path.write_bytes(pickle.dumps({'data': images, 'extrapolated_targets': labels.tolist()}, 2))
+    else:
+        names = ('data', 'extrapolated_targets') if form == 'npz' else ('image', 'label')
+        with path.open('wb') as file:
+            np.savez(file, **dict(zip(names, (images, labels), strict=True)))
+    section = save_npz(tmp_path, npz_arrays)
+    assert data.load(section).pseudo is None
+    section.pseudo_labelled = str(path)
+    pseudo = data.load(section).pseudo
+    np.testing.assert_array_equal(pseudo.images, images)
+    np.testing.assert_array_equal(pseudo.labels, labels)
+    assert pseudo.labels.dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (print, r'asks for (__builtin__|builtins)\.print, which is refused; nothing ran'),
+        ([1], 'holds a list, must hold a dict'),
+        ({'data': 1}, 'no data and extrapolated_targets in it; it has data'),
+        ({'data': np.ones((2, 3)), 'extrapolated_targets': [0, 1]}, r'are float64 \(2, 3\), must'),
+        (
+            {'data': np.ones((2, 3, 2, 1), np.uint8), 'extrapolated_targets': [0.5, 1]},
+            r'labels are float64 \(2,\), must be integers',
+        ),
+        (
+            {'data': np.ones((2, 3, 2, 1), np.uint8), 'extrapolated_targets': [0, 3]},
+            r'pseudo-labelled images in .*: label 3 at index 1 is outside 0\.\.2',
+        ),
+        (
+            {'data': np.ones((2, 3, 3, 1), np.uint8), 'extrapolated_targets': [0, 1]},
+            r'are \(3, 3, 1\), must be \(3, 2, 1\)',
+        ),
+    ],
+)
+def test_bad_pseudo_labelled_images_are_refused(tmp_path, npz_arrays, content, message):
+    section = save_npz(tmp_path, npz_arrays)
+    section.pseudo_labelled = str(tmp_path / 'ti.pickle')
+    with pytest.raises(FileNotFoundError, match=r"pseudo_labelled='.*ti\.pickle' is not a file"):
+        data.load(section)
+    (tmp_path / 'ti.pickle').write_bytes(pickle.dumps(content, 2))
+    with pytest.raises(ValueError, match=message):
+        data.load(section)
 
 
 def test_evaluation_sees_every_example_once_and_marks_the_padding():

@@ -56,7 +56,7 @@ def _attack(args, attacks):
             f'{list(meta["image_shape"])}'
         )
     count = args.examples or len(test.labels)
-    images, labels = np.asarray(to_float(test.images[:count])), test.labels[:count]
+    images, labels = np.asarray(to_float(np.asarray(test.images[:count]))), test.labels[:count]
     started = time.monotonic()
     adversarial, broken_by = in_order(
         network,

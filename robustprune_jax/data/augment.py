@@ -29,8 +29,12 @@ def crop(key: jax.Array, images: jax.Array) -> jax.Array:
 def crop_flip(key: jax.Array, images: jax.Array) -> jax.Array:
     """Returns randomly cropped images [B, H, W, C], every other one (at random) mirrored."""
     crop_key, flip_key = jax.random.split(key)
-    mirrored = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
-    images = crop(crop_key, images)
+    return flip(flip_key, crop(crop_key, images))
+
+
+def flip(key: jax.Array, images: jax.Array) -> jax.Array:
+    """Returns images [B, H, W, C], every other one (at random) mirrored."""
+    mirrored = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
     return jnp.where(mirrored, images[:, :, ::-1], images)
 
 
@@ -48,4 +52,4 @@ def crop_at(images: jax.Array, offsets: jax.Array) -> jax.Array:
     return jax.vmap(window)(padded, offsets)
 
 
-AUGMENTATIONS = {'none': none, 'crop': crop, 'crop_flip': crop_flip}
+AUGMENTATIONS = {'none': none, 'flip': flip, 'crop': crop, 'crop_flip': crop_flip}

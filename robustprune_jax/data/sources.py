@@ -1,4 +1,4 @@
-"""Data sets in memory: `load` returns the train, validation and test images of a config."""
+"""Data sets: `load` returns the train, validation and test images of a config."""
 
 import zipfile
 import zlib
@@ -8,13 +8,14 @@ from typing import NamedTuple
 import numpy as np
 
 from robustprune_jax.config import lookup
-from robustprune_jax.data import idx
+from robustprune_jax.data import idx, image_folder, pseudo, registered
+from robustprune_jax.data.encoded import EncodedImages
 
 
 class Split(NamedTuple):
-    """Images uint8 [N, H, W, C] and labels int32 [N]."""
+    """Images uint8 [N, H, W, C], or what stands for them, and labels int32 [N]."""
 
-    images: np.ndarray
+    images: np.ndarray | EncodedImages
     labels: np.ndarray
 
     def take(self, indices) -> 'Split':
@@ -22,25 +23,30 @@ class Split(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """What training sees, what chooses the best checkpoint, what is reported."""
+    """What training sees, what chooses the best checkpoint, what is reported; what is mixed into
+    training, if anything.
+    """
 
     train: Split
     validation: Split
     test: Split
+    pseudo: Split | None = None
 
 
 def load(dataset) -> Splits:
     """Returns the three disjoint splits of the data set that a config section describes.
 
-    dataset: `name` (a key of SOURCES), `dir` (where the files are), `num_classes`,
-    `train_examples` (the first so many training images; 0 is all of them) and `validation` (how
-    many of those to hold out of training, stratified by class). The cuts depend on these fields
-    only, never on the seed of a run, so runs with other seeds can be compared.
+    dataset: `name` (a key of SOURCES, or a data set of TensorFlow Datasets), `dir` (where the files
+    are), `num_classes`, `train_examples` (the first so many training images; 0 is all of them) and
+    `validation` (how many of those to hold out of training, stratified by class). The cuts depend
+    on these fields only, never on the seed of a run, so runs with other seeds can be compared.
+
+    With dataset.pseudo_labelled, a file, its images are the fourth split.
 
     Raises ValueError or FileNotFoundError, in one line, for data that does not fit the config.
     """
     where = f'{dataset.name} data' + (f' in {dataset.dir}' if dataset.dir else '')
-    arrays = lookup(SOURCES, dataset.name, 'data set')(dataset)
+    arrays = _source(dataset)(dataset)
     train, test = (
         _checked(*arrays[part], dataset.num_classes, f'{part} split of {where}')
         for part in ('train', 'test')
@@ -58,7 +64,25 @@ def load(dataset) -> Splits:
         )
     held_out = stratified(train.labels, dataset.validation)
     rest = np.delete(np.arange(len(train.labels)), held_out)
-    return Splits(train.take(rest), train.take(held_out), test)
+    mixed = _pseudo(dataset, train.images) if dataset.pseudo_labelled else None
+    return Splits(train.take(rest), train.take(held_out), test, mixed)
+
+
+def _source(dataset):
+    if dataset.name not in SOURCES and registered.is_known(dataset):
+        return registered.read
+    names = {**SOURCES, **dict.fromkeys(registered.PREPARED)}
+    return lookup(names, dataset.name, 'data set')
+
+
+def _pseudo(dataset, images):
+    where = f'pseudo-labelled images in {dataset.pseudo_labelled}'
+    if not isinstance(images, np.ndarray):
+        raise ValueError(f'{where} cannot be mixed with images that are decoded on demand')
+    mixed = _checked(*pseudo.read(dataset.pseudo_labelled), dataset.num_classes, where)
+    if mixed.images.shape[1:] != images.shape[1:]:
+        raise ValueError(f'{where} are {mixed.images.shape[1:]}, must be {images.shape[1:]}')
+    return mixed
 
 
 def stratified(labels: np.ndarray, count: int) -> np.ndarray:
@@ -162,4 +186,9 @@ def _checked(images: np.ndarray, labels: np.ndarray, num_classes: int, where: st
     return Split(images, labels.astype(np.int32))
 
 
-SOURCES = {'digits': digits, 'idx': idx.read_folder, 'npz': npz}
+SOURCES = {
+    'digits': digits,
+    'idx': idx.read_folder,
+    'npz': npz,
+    'image_folder': image_folder.read,
+}
