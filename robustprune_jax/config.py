@@ -122,12 +122,15 @@ def default() -> ConfigDict:
     config.mixtrain.weight = 0.1  # of their loss, until eps is reached; then it grows, up to 50
     config.mixtrain.memory_gb = 1.0  # for their bounds, about
 
-    config.pretrain = _training()
+    config.pretrain = _training()  # 0 epochs: the network stays as it is drawn
     config.prune = _training(epochs=10)
-    config.prune.score_init = 'scaled'  # a name of masks.SCORE_INITS
+    # Where the scores start: a name of masks.SCORE_INITS, or snip (|W * gradient| on one batch).
+    config.prune.score_init = 'scaled'
     config.prune.freeze_bn = False  # True: BatchNorm's scale and bias do not train in prune
     config.finetune = _training(learning_rate=0.01)
-    config.lwm = _training(learning_rate=0.01)  # the baseline: finetune under the magnitude mask
+    config.lwm = _training(learning_rate=0.01)  # the baseline: finetune under a mask not learned
+    config.lwm.score_init = 'scaled'  # which keeps the largest weights; others as prune.score_init
+    config.lwm.rescale = False  # True: weights times 1 / sqrt(density), for untrained networks
 
     config.evaluate = ConfigDict()
     config.evaluate.checkpoint = 'latest'  # latest | best (on the validation part)
@@ -173,8 +176,13 @@ def smoke(config: ConfigDict) -> None:
     for steps in (config.attack, config.evaluate.pgd):
         steps.steps = 2
     for phase in ('pretrain', 'prune', 'finetune', 'lwm'):
-        ramp_epochs = min(config[phase].ramp_epochs, 1.0)
-        config[phase].update(epochs=2, batch_size=64, warmup_epochs=0.0, ramp_epochs=ramp_epochs)
+        section = config[phase]
+        section.update(
+            epochs=min(section.epochs, 2),
+            batch_size=64,
+            warmup_epochs=0.0,
+            ramp_epochs=min(section.ramp_epochs, 1.0),
+        )
 
 
 def with_argument(
@@ -313,8 +321,10 @@ def check(config: ConfigDict) -> None:
         section = config[phase]
         free = objective_name(config, phase) == 'free'
         require('attack.norm', not free or config.attack.norm == 'linf', 'linf: free has no other')
-        for field in ('epochs', 'batch_size'):
-            require(f'{phase}.{field}', section[field] >= 1, 'at least 1')
+        require(f'{phase}.batch_size', section.batch_size >= 1, 'at least 1')
+        if phase == 'pretrain' and section.epochs == 0:
+            continue  # the random network
+        require(f'{phase}.epochs', section.epochs >= 1, 'at least 1')
         if config.dataset.pseudo_labelled:
             mixed = pseudo_per_batch(config, section.batch_size)
             require(f'{phase}.batch_size', mixed < section.batch_size, 'room for labelled images')

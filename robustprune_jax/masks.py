@@ -81,6 +81,24 @@ def init_scores(
     )
 
 
+def snip_scores(
+    loss: Callable[[dict], jax.Array],
+    params: dict,
+    prunable: Callable[[tuple[str, ...], jax.Array], bool] = is_kernel,
+) -> dict:
+    """Returns |W * dloss/dW| of every prunable weight: SNIP's connection sensitivity (Lee et al.
+    2019, Equation 6), which their paper ranks over the network and `topk_masks` layer by layer.
+
+    loss: parameters -> scalar, on a batch of training images. Raises ValueError when nothing is
+    prunable.
+    """
+    gradients = flatten_dict(jax.grad(loss)(params))
+    kernels = {path: leaf for path, leaf in flatten_dict(params).items() if prunable(path, leaf)}
+    if not kernels:
+        raise ValueError("no prunable parameter: expected leaves named 'kernel', or pass prunable=")
+    return unflatten_dict({path: jnp.abs(leaf * gradients[path]) for path, leaf in kernels.items()})
+
+
 def kept_count(size: int, density: float) -> int:
     """Number of weights kept of `size` at `density` in (0, 1], by the original's rule.
 

@@ -10,18 +10,20 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen
 from ml_collections import ConfigDict
 
 from robustprune_jax import checkpoint, distributed, sharding
+from robustprune_jax.attacks import cross_entropy
 from robustprune_jax.bounds import margins, verified
 from robustprune_jax.config import lookup, objective_name, pseudo_per_batch
 from robustprune_jax.data import Split, Splits
 from robustprune_jax.data.augment import AUGMENTATIONS, to_float
 from robustprune_jax.data.batches import eval_batches, train_batches
 from robustprune_jax.log import PhaseLog
-from robustprune_jax.masks import init_scores
+from robustprune_jax.masks import apply_masks, init_scores, snip_scores
 from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.optim import optimizer, phase_labels, schedule
 from robustprune_jax.smoothing import soft_radii
@@ -41,22 +43,64 @@ def phase_key(seed: int, phase: str, use: str) -> jax.Array:
 
 
 def start_variables(
-    config: ConfigDict, phase: str, density: float | None, source: dict | None
+    config: ConfigDict,
+    phase: str,
+    density: float | None,
+    source: dict,
+    module: linen.Module,
+    splits: Splits,
 ) -> dict:
     """Returns the variables that `phase` starts from, given those of its source.
 
-    prune and lwm take a pretrained network and give it scores, lwm also the magnitude masks;
-    finetune takes a pruned network, with its scores and masks.
+    prune and lwm take a pretrained network and give it scores (config.prune.score_init,
+    config.lwm.score_init), lwm also the masks that they choose, and its weights 1 / sqrt(density)
+    times as large where config.lwm.rescale says so; finetune takes a pruned network, with its
+    scores and masks.
     """
     if phase == 'finetune':
         return source
     names = ('params', 'batch_stats', 'unused')
     variables = {name: source[name] for name in names if name in source}
-    how = config.prune.score_init if phase == 'prune' else 'scaled'
-    variables['scores'] = init_scores(
-        variables['params'], how, phase_key(config.seed, phase, 'scores')
-    )
-    return variables if phase == 'prune' else with_masks(variables, density)
+    how, key = config[phase].score_init, phase_key(config.seed, phase, 'scores')
+    if how == 'snip':
+        variables['scores'] = _snip(config[phase].batch_size, key, variables, module, splits.train)
+    else:
+        variables['scores'] = init_scores(variables['params'], how, key)
+    if phase == 'prune':
+        return variables
+    if config.lwm.rescale:
+        grown = jax.tree.map(lambda _: np.float32(density**-0.5), variables['scores'])
+        variables['params'] = apply_masks(variables['params'], grown)
+    return with_masks(variables, density)
+
+
+def _snip(batch_size, key, variables, module, train):
+    """SNIP's scores, on one batch of training images."""
+    rows = np.asarray(jax.random.permutation(key, len(train.labels))[:batch_size])
+    batch = next(eval_batches(train.images[rows], train.labels[rows], len(rows)))
+
+    @jax.jit
+    def scores(params, images, labels):
+        def loss(params):
+            logits = module.apply({**variables, 'params': params}, images, train=False)
+            return jnp.mean(cross_entropy(logits, labels))
+
+        return snip_scores(loss, params)
+
+    return scores(variables['params'], to_float(batch['image']), batch['label'])
+
+
+def meta(config: ConfigDict, phase: str, density: float | None, splits: Splits) -> dict:
+    """Returns what a checkpoint says of its network, but for the steps."""
+    return {
+        'arch': config.arch,
+        'num_classes': config.dataset.num_classes,
+        'image_shape': list(splits.train.images.shape[1:]),
+        'phase': phase,
+        'density': density,
+        'objective': objective_name(config, phase),
+        'seed': config.seed,
+    }
 
 
 def train(
@@ -118,16 +162,7 @@ def train(
         pseudo_count=mixed,
     )
     key = phase_key(config.seed, phase, 'step')
-    meta = {
-        'arch': config.arch,
-        'num_classes': config.dataset.num_classes,
-        'image_shape': list(image_shape),
-        'phase': phase,
-        'density': density,
-        'objective': objective_name(config, phase),
-        'seed': config.seed,
-        'total_steps': total_steps,
-    }
+    about = {**meta(config, phase, density, splits), 'total_steps': total_steps}
 
     with closing(data), checkpoint.open_checkpoints(directory / 'checkpoints') as checkpoints:
         if checkpoints.latest:
@@ -211,7 +246,7 @@ def train(
                         state,
                         {**with_masks(state.variables, mask_density), **unused},
                         data,
-                        {**meta, 'step': step, 'epoch': epoch},
+                        {**about, 'step': step, 'epoch': epoch},
                         quality,
                     )
                     saved = step

@@ -32,6 +32,10 @@ SOURCE = {'prune': 'pretrain', 'finetune': 'prune', 'lwm': 'pretrain'}
 
 # phase -> the name of the network that it ends with, without the density
 NETWORK = {'pretrain': 'pretrain', 'prune': 'pruned', 'finetune': 'hydra', 'lwm': 'lwm'}
+# lwm's, by its scores: only 'scaled' ones choose the largest weights
+BASELINE = {'scaled': 'lwm', 'snip': 'snip'} | {
+    name: 'random' for name in SCORE_INITS if name != 'scaled'
+}
 
 PACKAGES = ('robustprune_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -68,9 +72,13 @@ def run(config: ConfigDict, workdir: Path | str) -> dict:
                 continue
             if name == 'pretrain':
                 variables = _initial_variables(config, module, splits)
+                if not config.pretrain.epochs:  # the random network is the pretrained one
+                    meta = phase.meta(config, name, None, splits)
+                    checkpoint.save_network(directory / 'checkpoints', variables, meta)
+                    continue
             else:
                 source, _ = checkpoint.load(_source(config, wanted, name, density, workdir))
-                variables = phase.start_variables(config, name, density, source)
+                variables = phase.start_variables(config, name, density, source, module, splits)
             phase.train(config, name, density, module, variables, splits, directory)
 
     writes = jax.process_index() == 0
@@ -105,7 +113,8 @@ def run(config: ConfigDict, workdir: Path | str) -> dict:
 def check_names(config: ConfigDict) -> None:
     """Raises ValueError, with the nearest name, where the config names what does not exist."""
     lookup(AUGMENTATIONS, config.dataset.augment, 'augmentation')
-    lookup(SCORE_INITS, config.prune.score_init, 'score init')
+    for name in ('prune', 'lwm'):
+        lookup(BASELINE, config[name].score_init, 'score init')
     for method in configs.certificates(config):
         lookup(dict.fromkeys(METHODS), method, 'method of bounds')
     lookup(SMOOTHINGS, config.smooth.method, 'smoothing method')
@@ -217,7 +226,8 @@ def _networks(config, wanted, workdir) -> dict[str, Path]:
     folders = {'pretrain': _folder(workdir, 'pretrain', None)}
     for density in config.densities:
         for name in ('prune', 'finetune', 'lwm') if config.evaluate.pruned else ('finetune', 'lwm'):
-            folders[f'{NETWORK[name]}_{density:g}'] = _folder(workdir, name, density)
+            kind = BASELINE[config.lwm.score_init] if name == 'lwm' else NETWORK[name]
+            folders[f'{kind}_{density:g}'] = _folder(workdir, name, density)
     return {name: path for name, path in folders.items() if checkpoint.is_finished(path)}
 
 

@@ -42,7 +42,7 @@ def test_a_wrong_argument_is_named(argument, message):
     ('field', 'value', 'message'),
     [
         ('attack.steps', 0, 'config.attack.steps is 0: expected at least 1'),
-        ('pretrain.epochs', 0, 'config.pretrain.epochs'),
+        ('prune.epochs', 0, 'config.prune.epochs'),
         ('densities', (0.1, 0.1), 'no density twice'),
         ('prune.momentum', 1.0, 'below 1'),
         ('lwm.warmup_epochs', 20.0, 'below epochs'),

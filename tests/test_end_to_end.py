@@ -299,3 +299,26 @@ def test_a_workdir_from_before_a_field_existed_goes_on(finished, tiny_config, tm
     del saved['smooth']['samples'], saved['mixtrain']
     (tmp_path / 'config.json').write_text(json.dumps(saved))
     assert pipeline.run(tiny_config(), tmp_path)['networks'] == finished[1]['networks']
+
+
+def test_a_sparse_network_is_trained_from_scratch(tiny_config, tmp_path):
+    """SNIP's mask on the network as it is drawn, whose weights grow by 1 / sqrt(density)."""
+    config = tiny_config()
+    config.phases, config.densities = 'pretrain,lwm,evaluate', (0.25,)
+    config.pretrain.epochs = 0
+    config.lwm.update(score_init='snip', rescale=True, epochs=1, learning_rate=1e-9)
+    networks = {n['name']: n for n in pipeline.run(config, tmp_path)['networks']}
+    assert list(networks) == ['pretrain', 'snip_0.25']
+    drawn, sparse = weights(tmp_path / 'pretrain'), weights(tmp_path / 'density_0.25/lwm')
+    for layer, masks in sparse['masks'].items():
+        mask = masks['kernel']
+        assert mask.sum() == kept_count(mask.size, 0.25)
+        np.testing.assert_allclose(
+            sparse['params'][layer]['kernel'] * mask,
+            2 * drawn['params'][layer]['kernel'] * mask,
+            rtol=1e-4, atol=1e-6,
+        )  # fmt: skip
+    magnitudes = np.abs(drawn['params']['conv1']['kernel'])
+    kept = sparse['masks']['conv1']['kernel'].astype(bool)
+    assert magnitudes[kept].min() < magnitudes[~kept].max()  # not the largest
+    assert 'SNIP' in (tmp_path / 'report/table.csv').read_text()

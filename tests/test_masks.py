@@ -8,6 +8,7 @@ from robustprune_jax.masks import (
     apply_masks,
     init_scores,
     kept_count,
+    snip_scores,
     sparsity,
     topk_masks,
 )
@@ -133,3 +134,14 @@ def test_the_user_says_what_is_prunable():
     assert sparsity({'params': params})['total']['kept'] == 8
     with pytest.raises(ValueError, match='no prunable'):
         init_scores({'a': {'bias': jnp.ones(2)}})
+
+
+def test_snip_s_scores_are_weights_times_gradients():
+    params = {'a': {'kernel': jnp.array([[1.0, -2.0], [0.0, 3.0]]), 'bias': jnp.array([1.0, 1.0])}}
+    inputs = jnp.array([2.0, 5.0])
+
+    def loss(params):
+        return jnp.sum(inputs @ params['a']['kernel'] + params['a']['bias'])
+
+    assert jax.tree.structure(snip_scores(loss, params)) == jax.tree.structure({'a': {'kernel': 0}})
+    np.testing.assert_array_equal(snip_scores(loss, params)['a']['kernel'], [[2, 4], [0, 15]])

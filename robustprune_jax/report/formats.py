@@ -8,6 +8,8 @@ from robustprune_jax.report.results import Block, Cell, Row, Table
 NAMES = {
     'pretrain': 'pretrained',
     'lwm': 'LWM',
+    'snip': 'SNIP',
+    'random': 'random mask',
     'pruned': 'learned, before fine-tuning',
     'hydra': 'learned',
     'hydra - lwm': 'learned − LWM',

@@ -14,7 +14,8 @@ from robustprune_jax.report.formats import text
 from robustprune_jax.report.results import tables
 
 # part of a density -> the kind of network that it ends with
-PHASES = {'prune': 'pruned', 'finetune': 'hydra', 'lwm': 'lwm'}
+# phase -> the kinds of network that it may end with
+PHASES = {'prune': ['pruned'], 'finetune': ['hydra'], 'lwm': ['lwm', 'snip', 'random']}
 
 
 class Run(NamedTuple):
@@ -57,10 +58,12 @@ def read(workdir: str | os.PathLike) -> Run:
     result = _result(workdir, notes) | ({} if recipe is None else {'seed': seed})
     evaluated = [network['name'] for network in result['networks']]
     notes += [
-        f'{part}: {_network_of(part)} is not in result.json; once it is trained, the command of '
-        'this run with --config.phases=evaluate adds it'
+        f'{part}: {_networks_of(part)[0]} is not in result.json; once it is trained, the command '
+        'of this run with --config.phases=evaluate adds it'
         for part in begun
-        if evaluated and _network_of(part) not in evaluated and not part.endswith('/prune')
+        if evaluated
+        and not part.endswith('/prune')
+        and not set(_networks_of(part)) & set(evaluated)
     ]
     exported = [x.name.removesuffix('.pth.tar') for x in sorted(workdir.glob('export/*.pth.tar'))]
     names = list(dict.fromkeys([*evaluated, *exported]))
@@ -134,10 +137,10 @@ def _density_parts(workdir: Path) -> list[str]:
     return sorted(str(folder.relative_to(workdir)) for folder in folders)
 
 
-def _network_of(part: str) -> str:
-    """Returns the network with which a part of a run ends."""
+def _networks_of(part: str) -> list[str]:
+    """Returns the networks of which one is what a part of a run ends with."""
     density, _, phase = part.removeprefix('density_').rpartition('/')
-    return f'{PHASES[phase]}_{density}' if density else phase
+    return [f'{kind}_{density}' for kind in PHASES[phase]] if density else [phase]
 
 
 def _parts_of(network: str) -> list[str]:
@@ -145,8 +148,9 @@ def _parts_of(network: str) -> list[str]:
     kind, _, density = network.partition('_')
     if kind == 'pretrain':
         return ['pretrain']
-    phases = {'lwm': ['lwm'], 'pruned': ['prune'], 'hydra': ['prune', 'finetune']}.get(kind, [])
-    return [f'density_{density}/{phase}' for phase in phases]
+    if kind == 'hydra':
+        return [f'density_{density}/{phase}' for phase in ('prune', 'finetune')]
+    return [f'density_{density}/{phase}' for phase, kinds in PHASES.items() if kind in kinds]
 
 
 def _metrics(workdir: Path, part: str, notes: list[str]) -> list[dict]:

@@ -1,0 +1,33 @@
+r"""Sparse networks trained from the start, under TRADES, with a mask that is not learned.
+
+apt-get install dataset-fashion-mnist
+python main.py --config=configs/from_scratch.py --workdir=runs/snip
+python main.py --config=configs/from_scratch.py:random --workdir=runs/random_masks
+
+The mask is SNIP's (weights times gradients on one batch of the random network), or with `:random`
+drawn; the weights grow by 1 / sqrt(density), so that the variance of a sparse layer's outputs is
+that of a dense one. The table's networks are `snip_0.1` or `random_0.1`, and so on; `pretrain` is
+the random network itself.
+"""
+
+from ml_collections import ConfigDict
+
+from robustprune_jax.config import default, with_argument
+
+
+def random(config: ConfigDict) -> None:
+    config.lwm.score_init = 'kaiming_uniform'
+
+
+def get_config(arg: str = '') -> ConfigDict:
+    config = default()
+    config.arch = 'mnist_model'
+    config.dataset.name = 'idx'
+    config.dataset.dir = '/usr/share/datasets/fashion-mnist'
+    config.dataset.train_examples = 20_000
+    config.dataset.validation = 1_000
+    config.phases = 'pretrain,lwm,evaluate'
+    config.densities = (0.1, 0.05, 0.01)
+    config.pretrain.epochs = 0
+    config.lwm.update(score_init='snip', rescale=True, epochs=20, learning_rate=0.05)
+    return with_argument(config, arg, {'random': random})
