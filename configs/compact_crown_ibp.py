@@ -5,8 +5,8 @@ python main.py --config=configs/compact_crown_ibp.py --config.dataset.dir=data \
     --workdir=runs/crown_ibp
 
 `:arch=cifar_model_large` is its other network, `:classes` its loss, with a backward pass for every
-class in place of one for the loss. `:fashion_mnist` trains mnist_model at eps 0.1 in about an hour on
-two cores.
+class in place of one for the loss. `:fashion_mnist` trains mnist_model at eps 0.1 in about an
+hour on two cores.
 """
 
 from ml_collections import ConfigDict
