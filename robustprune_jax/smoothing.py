@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 from scipy.stats import beta, binomtest, norm
 
+from robustprune_jax import compiler
 from robustprune_jax.sharding import check_batch_size, make_mesh, replicated
 
 ABSTAIN = -1
@@ -155,7 +156,7 @@ def _sample_under_noise(
     return counts[:, 0], counts[:, 1]
 
 
-@jax.jit
+@compiler.jit
 def _count(counts, logits_fn, key, images, sigma, rows, image, copy, n0, n, first):
     """counts [B, 2, K] plus the predictions for one batch of noisy copies.
 

@@ -11,15 +11,12 @@ from flax import linen, struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from robustprune_jax import attacks
+from robustprune_jax import attacks, compiler
 from robustprune_jax.data.augment import to_float
 from robustprune_jax.masks import effective_params, topk_masks
 from robustprune_jax.objectives import Objective, Progress
 from robustprune_jax.optim import trainable
 from robustprune_jax.sharding import put, replicated, sharded
-
-# XLA's weight gradients of convolutions on CPU are 2 to 4 times slower without it.
-CPU_OPTIONS = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_DOT'}
 
 
 @struct.dataclass
@@ -204,7 +201,7 @@ def train_step(
         donate_argnums=0,
         # Named, so that no compiler choice of layout recompiles the second step.
         out_shardings=jax.tree.map(partial(NamedSharding, mesh), (state_specs, whole)),
-        compiler_options=CPU_OPTIONS if jax.default_backend() == 'cpu' else None,
+        compiler_options=compiler.options(),
     )
 
 

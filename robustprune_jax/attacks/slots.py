@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from robustprune_jax import compiler
 from robustprune_jax.attacks.pgd import per_image
 from robustprune_jax.sharding import make_mesh, replicated, shard_batch
 
@@ -48,7 +49,7 @@ def fools(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return (jnp.argmax(logits, -1) != labels) & jnp.all(jnp.isfinite(logits), -1)
 
 
-@jax.jit
+@compiler.jit
 def _forward(logits_fn, images):
     return logits_fn(images)
 
@@ -160,7 +161,7 @@ def _advance_some(attack, logits_fn, slot, progress, eps):
     return advance(STEPS_AT_ONCE, logits_fn, slot, progress, eps)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
+@compiler.jit(static_argnums=(0, 1, 2), donate_argnums=5)
 def _advance(step, settings, count, logits_fn, slot, progress, eps):
     def one(_, progress):
         state, candidate, fooled = step(
