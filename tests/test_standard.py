@@ -249,7 +249,7 @@ def test_new_weights_do_not_retrace():
             jax.random.key(0),
             IMAGES,
             LABELS,
-            eps=0.01 * scale,
+            eps=0.01,
             batch_size=24,
             attacks=('apgd-ce', 'fab-t'),
         )

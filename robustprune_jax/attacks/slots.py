@@ -98,6 +98,9 @@ def run(
     targets: int [N, T]: each image is attacked T times, with its targets in order, until one
     attack fools. An image's random numbers depend on `key` and its index only.
     """
+    # Few images must not carry many empty slots; four sizes, so that little is compiled anew.
+    part = on_all_devices(math.ceil(batch_size / 4))
+    batch_size = min(batch_size, part * max(math.ceil(targets.size / part), 1))
     found, fooled = np.array(images), np.zeros(len(images), bool)
     per_image = targets.shape[1]
     # Jobs are numbered image by image; the first target of every image comes first.
