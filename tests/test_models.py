@@ -1,6 +1,5 @@
 import math
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from robustprune_jax.models import MODELS, create_model, resnet
-from robustprune_jax.models.layers import conv
 
 
 def initial(arch, size=32, channels=3, **kw):
@@ -164,37 +162,3 @@ def test_impossible_image_sizes_are_named(arch, size, message):
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(create_model(arch).init, jax.random.key(0), images)
-
-
-@pytest.mark.parametrize('size', [4, 5, 7])
-@pytest.mark.parametrize('pixels', [(12, 13), (9, 8)])
-@pytest.mark.parametrize('padding', [0, 1, 3])
-def test_strided_convolutions_have_xla_s_derivatives(size, pixels, padding):
-    """Those of the CPU are computed in another way."""
-
-    class Strided(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return conv(x, 5, size, stride=2, padding=padding, name='conv')
-
-    with jax.enable_x64(True):
-        x = jax.random.normal(jax.random.key(0), (2, *pixels, 3))
-        variables = Strided().init(jax.random.key(1), x)
-        kernel = variables['params']['conv']['kernel'].astype(x.dtype)
-
-        def ours(x, kernel):
-            return jnp.sum(Strided().apply({'params': {'conv': {'kernel': kernel}}}, x) ** 2)
-
-        def plain(x, kernel):
-            pads = [(padding, padding)] * 2
-            numbers = ('NHWC', 'HWIO', 'NHWC')
-            y = jax.lax.conv_general_dilated(x, kernel, (2, 2), pads, dimension_numbers=numbers)
-            return jnp.sum(y**2)
-
-        for arg in (0, 1):
-            np.testing.assert_allclose(
-                jax.grad(ours, arg)(x, kernel), jax.grad(plain, arg)(x, kernel), rtol=1e-10
-            )
-        tangents = (x, kernel)
-        one, other = (jax.jvp(f, (x, kernel), tangents)[1] for f in (ours, plain))
-        np.testing.assert_allclose(one, other, rtol=1e-10)

@@ -1,7 +1,6 @@
 """The layers all families share, with PyTorch's padding and constants, for `nn.compact` methods."""
 
 from collections.abc import Callable
-from functools import partial
 
 import flax.linen as nn
 import jax
@@ -48,57 +47,8 @@ def conv(
         use_bias=bias is not None,
         kernel_init=kernel_init,
         bias_init=(bias or init.zero_bias)(x.shape[-1] * size * size),
-        conv_general_dilated=_conv,
         name=name,
     )(x)
-
-
-def _conv(x, kernel, strides, padding, **settings):
-    """As lax.conv_general_dilated; on CPU with other derivatives where the stride is 2.
-
-    XLA's own derivative by the input puts zeros between the pixels of the gradient, and the CPU
-    backend multiplies them: three in four. Kernels of 3 or less would gain nothing.
-    """
-    if jax.default_backend() == 'cpu' and tuple(strides) == (2, 2) and min(kernel.shape[:2]) > 3:
-        return _halved(x, kernel, tuple(padding), tuple(sorted(settings.items())))
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **settings)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _halved(x, kernel, padding, settings):
-    return jax.lax.conv_general_dilated(x, kernel, (2, 2), padding, **dict(settings))
-
-
-@_halved.defjvp
-def _halved_jvp(padding, settings, primals, tangents):
-    (x, kernel), (dx, dkernel) = primals, tangents
-    derivative = _of_blocks(dx, kernel, padding, settings)
-    derivative += _of_blocks(x, dkernel, padding, settings)
-    return _halved(x, kernel, padding, settings), derivative
-
-
-def _of_blocks(x, kernel, padding, settings):
-    """The same convolution with stride 1: of 2 x 2 blocks of pixels as channels."""
-    (height, width, channels, features), sizes = kernel.shape, x.shape[1:3]
-    blocks = -(-height // 2), -(-width // 2)
-    kernel = jnp.pad(kernel, [(0, height % 2), (0, width % 2), (0, 0), (0, 0)])
-    ends = []
-    for (low, high), pixels, size, block in zip(
-        padding, sizes, (height, width), blocks, strict=True
-    ):
-        outputs = (pixels + low + high - size) // 2 + 1
-        ends.append((low, 2 * (outputs - 1 + block) - pixels - low, 0))
-    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
-    count, rows, columns, _ = x.shape
-    x = x.reshape(count, rows // 2, 2, columns // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
-    kernel = kernel.reshape(blocks[0], 2, blocks[1], 2, channels, features)
-    return jax.lax.conv_general_dilated(
-        x.reshape(count, rows // 2, columns // 2, 4 * channels),
-        kernel.transpose(0, 2, 1, 3, 4, 5).reshape(*blocks, 4 * channels, features),
-        (1, 1),
-        'VALID',
-        **dict(settings),
-    )
 
 
 def dense(
