@@ -25,48 +25,11 @@ and under `:smooth`, certified at the radius it calls vra-s, which is not in its
 
 from ml_collections import ConfigDict
 
+from robustprune_jax import recipes
 from robustprune_jax.config import default, with_argument
-
-
-def semisup(config: ConfigDict) -> None:
-    config.dataset.pseudo_labelled = 'data/ti_500K_pseudo_labeled.pickle'
-    for phase in ('pretrain', 'prune', 'finetune', 'lwm'):
-        config[phase].batch_size *= 2
-
-
-def smooth(config: ConfigDict) -> None:
-    config.objective = 'smooth'
-    config.evaluate.pgd.update(eps=0.25, step_size=0.05, norm='l2')
-    config.evaluate.smooth.update(examples=500, n=10_000)
-
-
-def certified(config: ConfigDict) -> None:
-    config.objective = 'ibp'
-    config.certified.eps = config.evaluate.pgd.eps = 2 / 255
-    config.evaluate.pgd.step_size = 0.2 / 255
-    config.evaluate.certified.methods = 'ibp,crown_ibp'
-    config.pretrain.ramp_epochs = 60.0
-
-
-def free(config: ConfigDict) -> None:
-    config.objective = 'free'
 
 
 def get_config(arg: str = '') -> ConfigDict:
     config = default()
-    config.arch = 'wrn_28_4'
-    config.dataset.name = 'cifar10'
-    config.dataset.augment = 'crop_flip'
-    config.dataset.validation = 2_000
-    config.densities = (0.1, 0.05, 0.01)
-    config.attack.update(eps=0.031, step_size=0.0078, steps=10)
-    for phase, epochs, learning_rate in (
-        ('pretrain', 100, 0.1),
-        ('prune', 20, 0.1),
-        ('finetune', 100, 0.01),
-        ('lwm', 100, 0.01),
-    ):
-        config[phase].update(epochs=epochs, learning_rate=learning_rate, schedule='original_cosine')
-    config.evaluate.pgd.update(eps=0.031, step_size=0.0078, steps=50)
-    variants = {'semisup': semisup, 'smooth': smooth, 'certified': certified, 'free': free}
-    return with_argument(config, arg, variants)
+    recipes.original_trades(config, 'cifar10')
+    return with_argument(config, arg, {'semisup': recipes.semisup, **recipes.OBJECTIVES})

@@ -11,6 +11,7 @@ hour on two cores.
 
 from ml_collections import ConfigDict
 
+from robustprune_jax import recipes
 from robustprune_jax.config import default, with_argument
 
 
@@ -19,10 +20,7 @@ def classes(config: ConfigDict) -> None:
 
 
 def fashion_mnist(config: ConfigDict) -> None:
-    config.arch = 'mnist_model'
-    config.dataset.name = 'idx'
-    config.dataset.dir = '/usr/share/datasets/fashion-mnist'
-    config.dataset.augment = 'none'
+    recipes.fashion_mnist(config)
     config.certified.eps = config.evaluate.pgd.eps = 0.1
     config.evaluate.pgd.step_size = 0.01
     config.pretrain.update(epochs=20, ramp_epochs=10.0)
@@ -34,11 +32,8 @@ def fashion_mnist(config: ConfigDict) -> None:
 def get_config(arg: str = '') -> ConfigDict:
     config = default()
     config.arch = 'cifar_model'
-    config.dataset.name = 'svhn_cropped'
-    config.dataset.augment = 'crop_flip'
-    config.dataset.validation = 2_000
+    recipes.colour_images(config, 'svhn_cropped')
     config.objective = 'crown_ibp'
-    config.densities = (0.1, 0.05, 0.01)
     config.certified.eps = 0.007
     for phase in ('pretrain', 'prune', 'finetune', 'lwm'):
         config[phase].update(optimizer='adam', schedule='original_cosine')

@@ -10,6 +10,7 @@ python main.py --config=configs/compact_mixtrain.py --config.dataset.dir=data \
 
 from ml_collections import ConfigDict
 
+from robustprune_jax import recipes
 from robustprune_jax.config import default, with_argument
 
 
@@ -19,10 +20,7 @@ def large(config: ConfigDict) -> None:
 
 
 def fashion_mnist(config: ConfigDict) -> None:
-    config.arch = 'mnist_model'
-    config.dataset.name = 'idx'
-    config.dataset.dir = '/usr/share/datasets/fashion-mnist'
-    config.dataset.augment = 'none'
+    recipes.fashion_mnist(config)
     config.dataset.train_examples = 10_000
     config.dataset.validation = 500
     config.densities = (0.1,)
@@ -39,11 +37,8 @@ def fashion_mnist(config: ConfigDict) -> None:
 def get_config(arg: str = '') -> ConfigDict:
     config = default()
     config.arch = 'cifar_model'
-    config.dataset.name = 'svhn_cropped'
-    config.dataset.augment = 'crop_flip'
-    config.dataset.validation = 2_000
+    recipes.colour_images(config, 'svhn_cropped')
     config.objective = 'mixtrain'
-    config.densities = (0.1, 0.05, 0.01)
     config.certified.update(eps=0.007, ramp='staircase')
     config.mixtrain.images = 5
     for phase in ('pretrain', 'prune', 'finetune', 'lwm'):

@@ -9,6 +9,7 @@ its schedule, densities 0.05 and 0.01, the first 2,000 test images.
 
 from ml_collections import ConfigDict
 
+from robustprune_jax import recipes
 from robustprune_jax.config import default, with_argument
 
 
@@ -27,8 +28,7 @@ def small(config: ConfigDict) -> None:
 
 def get_config(arg: str = '') -> ConfigDict:
     config = default()
-    config.dataset.name = 'idx'
-    config.dataset.dir = '/usr/share/datasets/fashion-mnist'
+    recipes.fashion_mnist(config)
     config.dataset.validation = 2_000
     config.densities = (0.1, 0.05, 0.01)
     config.attack.update(eps=0.1, step_size=0.04, steps=5)

@@ -12,6 +12,7 @@ another robustness, and `:arch=wrn_28_4,dataset.name=cifar10,dataset.dir=data` i
 
 from ml_collections import ConfigDict
 
+from robustprune_jax import recipes
 from robustprune_jax.config import default, with_argument
 
 
@@ -21,9 +22,7 @@ def random(config: ConfigDict) -> None:
 
 def get_config(arg: str = '') -> ConfigDict:
     config = default()
-    config.arch = 'mnist_model'
-    config.dataset.name = 'idx'
-    config.dataset.dir = '/usr/share/datasets/fashion-mnist'
+    recipes.fashion_mnist(config)
     config.dataset.train_examples = 20_000
     config.dataset.validation = 1_000
     config.phases = 'pretrain,prune,evaluate'

@@ -23,41 +23,11 @@ and under `:smooth`, certified at the radius it calls vra-s, which is not in its
 
 from ml_collections import ConfigDict
 
+from robustprune_jax import recipes
 from robustprune_jax.config import default, with_argument
-
-
-def smooth(config: ConfigDict) -> None:
-    config.objective = 'smooth'
-    config.evaluate.pgd.update(eps=0.25, step_size=0.05, norm='l2')
-    config.evaluate.smooth.update(examples=500, n=10_000)
-
-
-def certified(config: ConfigDict) -> None:
-    config.objective = 'ibp'
-    config.certified.eps = config.evaluate.pgd.eps = 2 / 255
-    config.evaluate.pgd.step_size = 0.2 / 255
-    config.evaluate.certified.methods = 'ibp,crown_ibp'
-    config.pretrain.ramp_epochs = 60.0
-
-
-def free(config: ConfigDict) -> None:
-    config.objective = 'free'
 
 
 def get_config(arg: str = '') -> ConfigDict:
     config = default()
-    config.arch = 'wrn_28_4'
-    config.dataset.name = 'svhn_cropped'
-    config.dataset.augment = 'crop_flip'
-    config.dataset.validation = 2_000
-    config.densities = (0.1, 0.05, 0.01)
-    config.attack.update(eps=0.031, step_size=0.0078, steps=10)
-    for phase, epochs, learning_rate in (
-        ('pretrain', 100, 0.1),
-        ('prune', 20, 0.1),
-        ('finetune', 100, 0.01),
-        ('lwm', 100, 0.01),
-    ):
-        config[phase].update(epochs=epochs, learning_rate=learning_rate, schedule='original_cosine')
-    config.evaluate.pgd.update(eps=0.031, step_size=0.0078, steps=50)
-    return with_argument(config, arg, {'smooth': smooth, 'certified': certified, 'free': free})
+    recipes.original_trades(config, 'svhn_cropped')
+    return with_argument(config, arg, recipes.OBJECTIVES)

@@ -37,7 +37,6 @@ def _cross_entropy(logits, labels, targets):
 
 # Each maps logits [B, K], labels [B], targets [B] to what is ascended, [B].
 LOSSES: dict[str, Callable] = {'ce': _cross_entropy, 'dlr': dlr, 'dlr_targeted': targeted_dlr}
-CLASSES_NEEDED = {'ce': 2, 'dlr': 3, 'dlr_targeted': 4}
 
 
 def checkpoints(steps: int) -> np.ndarray:

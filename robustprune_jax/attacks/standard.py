@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from robustprune_jax.attacks.apgd import CLASSES_NEEDED, apgd
+from robustprune_jax.attacks.apgd import apgd
 from robustprune_jax.attacks.fab import fab
 from robustprune_jax.attacks.pgd import NORMS, cross_entropy
 from robustprune_jax.attacks.slots import (
@@ -34,9 +34,9 @@ class Entry(NamedTuple):
 
 
 ATTACKS: dict[str, Entry] = {
-    'apgd-ce': Entry(apgd, CLASSES_NEEDED['ce'], draws=True),
-    'apgd-dlr': Entry(partial(apgd, loss='dlr'), CLASSES_NEEDED['dlr'], draws=True),
-    'apgd-t': Entry(partial(apgd, loss='dlr_targeted'), CLASSES_NEEDED['dlr_targeted'], 9, True),
+    'apgd-ce': Entry(apgd, 2, draws=True),
+    'apgd-dlr': Entry(partial(apgd, loss='dlr'), 3, draws=True),
+    'apgd-t': Entry(partial(apgd, loss='dlr_targeted'), 4, 9, True),
     'fab-t': Entry(fab, 2, 9),
     'square': Entry(square, 2),
 }
