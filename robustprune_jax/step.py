@@ -132,31 +132,41 @@ def train_step(
 
         params, pull_back = jax.vjp(to_params, leaves)
 
-        def add_part(sums, part):
-            total, batch_stats = sums
-            batch, carry, number = part
-            part_key = jax.random.fold_in(key, number) if accumulate > 1 else key
-
+        def gradient_of(batch_stats, batch, carry, key):
             def loss_of(params, carry):
                 network = {'params': params}
                 if batch_stats is not None:
                     network['batch_stats'] = batch_stats
-                return objective.loss(Partial(forward, network), carry, batch, part_key, progress)
+                return objective.loss(Partial(forward, network), carry, batch, key, progress)
 
             (loss, (carry, batch_stats, metrics)), (gradient, ascent) = jax.value_and_grad(
                 loss_of, argnums=(0, 1), has_aux=True
             )(params, carry)
-            sums = jax.tree.map(jnp.add, total, gradient), batch_stats
-            return sums, (objective.ascend(carry, ascent), {'loss': loss, **metrics})
+            carry = objective.ascend(carry, ascent)
+            return gradient, batch_stats, carry, {'loss': loss, **metrics}
 
-        nothing = jax.tree.map(jnp.zeros_like, params), state.variables.get('batch_stats')
-        parts = (*_split((batch, state.carry), accumulate), jnp.arange(accumulate))
-        # A loop also on CPU, though slow there: unrolled, the parts would not save any memory.
-        (total, batch_stats), (carry, metrics) = jax.lax.scan(
-            add_part, nothing, parts, unroll=accumulate == 1
-        )
-        gradient = jax.tree.map(lambda leaf: leaf / accumulate, total)
-        metrics = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), metrics)
+        def add_part(sums, part):
+            total, batch_stats = sums
+            *part, number = part
+            part_key = jax.random.fold_in(key, number)
+            gradient, batch_stats, carry, metrics = gradient_of(batch_stats, *part, part_key)
+            return (jax.tree.map(jnp.add, total, gradient), batch_stats), (carry, metrics)
+
+        batch_stats = state.variables.get('batch_stats')
+        # No loop without need: convolutions in one are up to four times slower on CPU.
+        if accumulate == 1:
+            gradient, batch_stats, carry, metrics = gradient_of(
+                batch_stats, batch, state.carry, key
+            )
+        else:
+            nothing = jax.tree.map(jnp.zeros_like, params)
+            parts = (*_split((batch, state.carry), accumulate), jnp.arange(accumulate))
+            (total, batch_stats), (carry, metrics) = jax.lax.scan(
+                add_part, (nothing, batch_stats), parts
+            )
+            gradient = jax.tree.map(lambda leaf: leaf / accumulate, total)
+            carry = _join(carry)
+            metrics = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), metrics)
         if per_device:
             gradient, batch_stats, metrics = jax.lax.pmean((gradient, batch_stats, metrics), 'data')
         updates, optimizer = tx.update(*pull_back(gradient), state.optimizer, leaves)
@@ -165,7 +175,6 @@ def train_step(
             variables['batch_stats'] = batch_stats
         finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(optax.tree.norm(updates))
         first_nan = jnp.where((state.first_nan < 0) & ~finite, state.step, state.first_nan)
-        carry = _join(carry)
         return TrainState(state.step, variables, optimizer, carry, first_nan), metrics
 
     def step(state, batch, key):
@@ -174,13 +183,18 @@ def train_step(
             key = jax.random.fold_in(key, jax.lax.axis_index('data'))
         augment_key, objective_key = jax.random.split(key)
         batch = {**batch, 'image': augment(augment_key, to_float(batch['image']))}
-        state, metrics = jax.lax.scan(
-            lambda state, _: update(state, batch, objective_key),
-            state,
-            length=objective.repeats,
-            # Convolutions in a loop run 2.6 times slower on the CPU backend.
-            unroll=jax.default_backend() == 'cpu',
-        )
+        if objective.repeats == 1 or jax.default_backend() == 'cpu':
+            repeats = []
+            for _ in range(objective.repeats):
+                state, metrics = update(state, batch, objective_key)
+                repeats.append(metrics)
+            metrics = jax.tree.map(lambda *leaves: jnp.stack(leaves), *repeats)
+        else:
+            state, metrics = jax.lax.scan(
+                lambda state, _: update(state, batch, objective_key),
+                state,
+                length=objective.repeats,
+            )
         metrics = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), metrics)
         return state.replace(step=state.step + 1), metrics
 
