@@ -112,6 +112,10 @@ def _interpret(graph, program, args, caller=None):
         if name in _CALLS:
             called = eqn.params.get('jaxpr') or eqn.params['call_jaxpr']
             outputs = _interpret(graph, called, inputs, source)
+        elif name == 'platform_index':
+            outputs = [None]
+        elif name == 'cond' and inputs[0] is None:  # lax.platform_dependent: its default is last
+            outputs = _interpret(graph, eqn.params['branches'][-1], inputs[1:], source)
         elif (outputs := translate(graph, eqn, inputs)) is None:
             raise NotImplementedError(
                 f'no ONNX for the primitive {name!r}, as {source.name_stack} uses it at '

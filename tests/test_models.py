@@ -1,5 +1,6 @@
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from robustprune_jax.models import MODELS, create_model, resnet
+from robustprune_jax.models.layers import conv
 
 
 def initial(arch, size=32, channels=3, **kw):
@@ -162,3 +164,37 @@ def test_impossible_image_sizes_are_named(arch, size, message):
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(create_model(arch).init, jax.random.key(0), images)
+
+
+@pytest.mark.parametrize('size', [4, 5, 7])
+@pytest.mark.parametrize('pixels', [(12, 13), (9, 8)])
+@pytest.mark.parametrize('padding', [0, 1, 3])
+def test_strided_convolutions_are_xla_s(size, pixels, padding):
+    """On CPU they are computed in another way."""
+
+    class Strided(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return conv(x, 5, size, stride=2, padding=padding, name='conv')
+
+    def ours(x, kernel):
+        return Strided().apply({'params': {'conv': {'kernel': kernel}}}, x)
+
+    def plain(x, kernel):
+        pads = [(padding, padding)] * 2
+        numbers = ('NHWC', 'HWIO', 'NHWC')
+        return jax.lax.conv_general_dilated(x, kernel, (2, 2), pads, dimension_numbers=numbers)
+
+    @jax.jit
+    def value_and_gradients(x, kernel):
+        results = []
+        for function in (ours, plain):
+            y, pull_back = jax.vjp(function, x, kernel)
+            results.append((y, *pull_back(y)))
+        return results
+
+    with jax.enable_x64(True):
+        x = jax.random.normal(jax.random.key(0), (2, *pixels, 3))
+        kernel = jax.random.normal(jax.random.key(1), (size, size, 3, 5))
+        for one, other in zip(*value_and_gradients(x, kernel), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)

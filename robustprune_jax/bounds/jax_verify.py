@@ -58,6 +58,11 @@ def _inlined(jaxpr, consts, *args):
         key = 'jaxpr' if eqn.primitive.name == 'jit' else 'call_jaxpr'
         if inner := eqn.params.get(key):
             outputs = _inlined(inner.jaxpr, inner.consts, *inputs)
+        elif eqn.primitive.name == 'platform_index':
+            outputs = [None]
+        elif eqn.primitive.name == 'cond' and inputs[0] is None:
+            default = eqn.params['branches'][-1]  # of lax.platform_dependent
+            outputs = _inlined(default.jaxpr, default.consts, *inputs[1:])
         else:
             outputs = eqn.primitive.bind(*inputs, **eqn.params)
             outputs = outputs if eqn.primitive.multiple_results else [outputs]

@@ -47,8 +47,47 @@ def conv(
         use_bias=bias is not None,
         kernel_init=kernel_init,
         bias_init=(bias or init.zero_bias)(x.shape[-1] * size * size),
+        conv_general_dilated=_conv,
         name=name,
     )(x)
+
+
+def _conv(x, kernel, strides, padding, **settings):
+    """As lax.conv_general_dilated; on CPU in another way where the stride is 2.
+
+    XLA's derivative by the input puts zeros between the pixels of the gradient, and the CPU backend
+    multiplies them: three in four. It is slow on few channels, too. Kernels of 3 gain nothing.
+    """
+
+    def plain(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **settings)
+
+    def of_blocks(x, kernel):
+        blocks = _blocks(x, kernel, padding)
+        return jax.lax.conv_general_dilated(*blocks, (1, 1), 'VALID', **settings)
+
+    if tuple(strides) != (2, 2) or min(kernel.shape[:2]) <= 3:
+        return plain(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=of_blocks, default=plain)
+
+
+def _blocks(x, kernel, padding):
+    """Image and kernel with 2 x 2 blocks of pixels as channels: a stride of 2 is 1 then."""
+    (height, width, channels, features), sizes = kernel.shape, x.shape[1:3]
+    blocks = -(-height // 2), -(-width // 2)
+    kernel = jnp.pad(kernel, [(0, height % 2), (0, width % 2), (0, 0), (0, 0)])
+    kernel = kernel.reshape(blocks[0], 2, blocks[1], 2, channels, features)
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(*blocks, 4 * channels, features)
+    ends = []
+    for (low, high), pixels, size, block in zip(
+        padding, sizes, (height, width), blocks, strict=True
+    ):
+        outputs = (pixels + low + high - size) // 2 + 1
+        ends.append((low, 2 * (outputs - 1 + block) - pixels - low, 0))
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
+    count, rows, columns, _ = x.shape
+    x = x.reshape(count, rows // 2, 2, columns // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(count, rows // 2, columns // 2, 4 * channels), kernel
 
 
 def dense(
