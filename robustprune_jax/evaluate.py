@@ -62,6 +62,7 @@ def evaluate(
     }
     key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(b'evaluate'))
     mesh = sharding.make_mesh()
+    placed = sharding.put(network, sharding.replicated(mesh))  # once, not with every batch
 
     def record(evaluation, evaluation_settings, measure, wanted, at_once=settings.batch_size):
         path = workdir / 'examples' / f'{name}.{evaluation}.jsonl'
@@ -71,7 +72,7 @@ def evaluate(
         def predict(batch, first):
             batch = sharding.put(batch, sharding.sharded(mesh))
             batch_key = jax.random.fold_in(key, first)
-            found = predictions(network, batch_key, batch['image'], batch['label'], attack)
+            found = predictions(placed, batch_key, batch['image'], batch['label'], attack)
             return {'prediction': found}
 
         lines = record(evaluation, attack or {}, predict, np.arange(count))
@@ -99,7 +100,7 @@ def evaluate(
     verified = np.zeros(count, bool)
     for i, method in enumerate(methods):
         bound = partial(
-            _least_margin, network, mesh, methods[: i + 1], ball, settings.certified.memory_gb
+            _least_margin, placed, mesh, methods[: i + 1], ball, settings.certified.memory_gb
         )
         wanted = np.flatnonzero(stands & ~verified) if i else np.arange(count)
         lines = record(method, {**ball, 'after': methods[:i]}, bound, wanted)

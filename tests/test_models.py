@@ -166,24 +166,33 @@ def test_impossible_image_sizes_are_named(arch, size, message):
         jax.eval_shape(create_model(arch).init, jax.random.key(0), images)
 
 
-@pytest.mark.parametrize('size', [4, 5, 7])
-@pytest.mark.parametrize('pixels', [(12, 13), (9, 8)])
 @pytest.mark.parametrize('padding', [0, 1, 3])
-def test_strided_convolutions_are_xla_s(size, pixels, padding):
+@pytest.mark.parametrize(
+    ('size', 'pixels', 'stride'),
+    [
+        *((size, pixels, 2) for size in (4, 5, 7) for pixels in ((12, 13), (9, 8))),
+        *((3, pixels, stride) for stride in (1, 2) for pixels in ((4, 4), (3, 4))),
+        (1, (2, 2), 1),
+        (1, (4, 3), 2),
+    ],
+)
+def test_convolutions_are_xla_s(size, pixels, stride, padding):
     """On CPU they are computed in another way."""
 
-    class Strided(nn.Module):
+    class Convolution(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return conv(x, 5, size, stride=2, padding=padding, name='conv')
+            return conv(x, 5, size, stride=stride, padding=padding, name='conv')
 
     def ours(x, kernel):
-        return Strided().apply({'params': {'conv': {'kernel': kernel}}}, x)
+        return Convolution().apply({'params': {'conv': {'kernel': kernel}}}, x)
 
     def plain(x, kernel):
         pads = [(padding, padding)] * 2
         numbers = ('NHWC', 'HWIO', 'NHWC')
-        return jax.lax.conv_general_dilated(x, kernel, (2, 2), pads, dimension_numbers=numbers)
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), pads, dimension_numbers=numbers
+        )
 
     @jax.jit
     def value_and_gradients(x, kernel):
