@@ -1,13 +1,21 @@
-"""Memory of one device in training, by model and batch, from XLA's plan: nothing is allocated.
+"""What a compiled training step needs, from XLA's plan: nothing is allocated or run.
 
-python benchmarks/memory.py --config=configs/cifar10.py --batch_sizes=64,128 [--phase=prune]
+python benchmarks/program.py --config=configs/cifar10.py --batch_sizes=64,128 [--phase=prune]
+XLA_FLAGS=--xla_force_host_platform_device_count=8 python benchmarks/program.py --devices=1,8 ...
 
-Prints GB for the state (weights, scores, optimizer, carry), for what a step needs beside it, and
-the FLOPs of a step, where XLA counts a loop once: the parts of config.accumulate, and on GPU and
-TPU the updates of `free`. The batch sizes are of one device. The plan is that of the backend it
-runs on: a CPU's is a guide to another's, no more.
+For each number of devices and each batch, of one device: GB of the state (weights, scores,
+optimizer, carry) and of what a step needs beside it; TFLOP, and GB that its operations read and
+write; the least milliseconds that an H100 and a TPU v5e could take for those, in bfloat16; what
+the devices exchange. XLA counts a loop once: the parts of config.accumulate, and on GPU and TPU
+the attack's steps and the updates of `free`. The plan is that of the backend it runs on: a CPU's,
+which fuses less, is a guide to another's, no more.
+
+Ends with an error where a program holds float64, transfers to the host, or gathers arrays.
 """
 
+import re
+import sys
+from collections import Counter
 from functools import partial
 
 import jax
@@ -26,7 +34,30 @@ from robustprune_jax.step import create_state, train_step
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment', lock_config=True)
 PHASE = flags.DEFINE_enum('phase', 'pretrain', ['pretrain', 'prune', 'finetune'], 'Phase')
 BATCH_SIZES = flags.DEFINE_list('batch_sizes', ['128'], 'Images of one device')
+DEVICES = flags.DEFINE_list('devices', ['1'], 'Numbers of devices')
 IMAGE = flags.DEFINE_list('image', ['32', '32', '3'], 'Height, width, channels')
+
+# Peak FLOP/s in bfloat16 without sparsity, and bytes/s of memory, as the vendors print them.
+ROOFS = {'H100 ms': (989e12, 3.35e12), 'v5e ms': (197e12, 0.82e12)}
+COLLECTIVES = r'all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter|'
+COLLECTIVES += 'all-reduce'
+
+
+def exchanged(program: str) -> Counter:
+    """How many arrays each kind of collective moves."""
+    found = Counter()
+    for shapes, kind in re.findall(rf'= (\(?[^()]*\)?) ({COLLECTIVES})(?:-start)?\(', program):
+        found[kind] += len(re.findall(r'\[', shapes))
+    return found
+
+
+def faults(program: str, kinds: Counter) -> list[str]:
+    found = {
+        'float64': 'f64[' in program,
+        'transfers to the host': re.search(r'\b(infeed|outfeed|send|recv)\(|callback', program),
+        'gathers arrays': kinds['all-gather'],
+    }
+    return [fault for fault, is_there in found.items() if is_there]
 
 
 def main(argv: list[str]) -> None:
@@ -47,38 +78,53 @@ def main(argv: list[str]) -> None:
     shapes = jax.eval_shape(variables)
     labels = phase_labels(shapes, phase)
     tx = optimizer(config[phase], labels, 1)
-    step = train_step(
-        module,
-        objective,
-        tx,
-        AUGMENTATIONS['none'],
-        make_mesh(jax.devices()[:1]),
-        steps_per_epoch=1,
-        total_steps=1,
-        density=density if phase == 'prune' else None,
-        accumulate=config.accumulate,
-        compute_dtype=config.compute_dtype,
-    )
     parts = f' in {config.accumulate} parts' if config.accumulate > 1 else ''
     print(f'{config.arch}, {phase}, {config.compute_dtype}{parts}, on {jax.default_backend()}')
-    print(f'{"images":>8}{"state GB":>10}{"step GB":>10}{"TFLOP":>10}')
-    for batch_size in map(int, BATCH_SIZES.value):
-        batch = {
-            'image': jax.ShapeDtypeStruct((batch_size, *shape), np.uint8),
-            'label': jax.ShapeDtypeStruct((batch_size,), np.int32),
-        }
-        new_state = partial(
-            create_state, tx=tx, objective=objective, batch_shape=(batch_size, *shape)
+    heads = ('devices', 'images', 'state GB', 'step GB', 'TFLOP', 'moved GB', *ROOFS)
+    print(''.join(f'{head:>9}' for head in heads) + '  exchanged')
+    wrong = []
+    for devices in map(int, DEVICES.value):
+        step = train_step(
+            module,
+            objective,
+            tx,
+            AUGMENTATIONS['none'],
+            make_mesh(jax.devices()[:devices]),
+            steps_per_epoch=1,
+            total_steps=1,
+            density=density if phase == 'prune' else None,
+            accumulate=config.accumulate,
+            batch_norm=config.batch_norm,
+            compute_dtype=config.compute_dtype,
         )
-        state = jax.eval_shape(new_state, shapes)
-        compiled = step.lower(state, batch, jax.random.key(0)).compile()
-        memory = compiled.memory_analysis()
-        flops = compiled.cost_analysis()['flops']
-        print(
-            f'{batch_size:8}{memory.argument_size_in_bytes / 1e9:10.3f}'
-            f'{memory.temp_size_in_bytes / 1e9:10.3f}{flops / 1e12:10.3f}',
-            flush=True,
-        )
+        for batch_size in map(int, BATCH_SIZES.value):
+            images = (batch_size * devices, *shape)
+            batch = {
+                'image': jax.ShapeDtypeStruct(images, np.uint8),
+                'label': jax.ShapeDtypeStruct(images[:1], np.int32),
+            }
+            new_state = partial(create_state, tx=tx, objective=objective, batch_shape=images)
+            state = jax.eval_shape(new_state, shapes)
+            compiled = step.lower(state, batch, jax.random.key(0)).compile()
+            memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+            flops, moved = cost['flops'], cost['bytes accessed']
+            numbers = [
+                f'{memory.argument_size_in_bytes / 1e9:9.3f}',
+                f'{memory.temp_size_in_bytes / 1e9:9.3f}',
+                f'{flops / 1e12:9.3f}',
+                f'{moved / 1e9:9.1f}',
+                *(
+                    f'{1e3 * max(flops / peak, moved / width):9.2f}'
+                    for peak, width in ROOFS.values()
+                ),
+            ]
+            program = compiled.as_text()
+            kinds = exchanged(program)
+            text = ', '.join(f'{kind} of {count}' for kind, count in kinds.items()) or 'nothing'
+            print(f'{devices:9}{batch_size:9}{"".join(numbers)}  {text}', flush=True)
+            wrong += [f'{devices} devices: {fault}' for fault in faults(program, kinds)]
+    if wrong:
+        sys.exit('; '.join(wrong))
 
 
 if __name__ == '__main__':
