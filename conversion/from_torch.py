@@ -1,6 +1,6 @@
 """Makes a checkpoint of a PyTorch file, for `--config.source` of main.py:
 
-python -m conversion.from_torch --pth FILE --out DIR [--arch NAME] [--density K]
+`python -m conversion.from_torch --pth FILE --out DIR [--arch NAME] [--density K]`
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Writes a checkpoint as an ONNX file:
 
-python -m conversion.to_onnx --checkpoint DIR --out FILE.onnx
+`python -m conversion.to_onnx --checkpoint DIR --out FILE.onnx`
 """
 
 import argparse

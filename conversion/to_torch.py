@@ -1,6 +1,6 @@
 """Writes a checkpoint as a PyTorch file:
 
-python -m conversion.to_torch --checkpoint DIR --out FILE.pth.tar
+`python -m conversion.to_torch --checkpoint DIR --out FILE.pth.tar`
 """
 
 import argparse
