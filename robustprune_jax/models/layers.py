@@ -67,9 +67,8 @@ def _conv(x, kernel, strides, padding, **settings):
 
     outputs = jax.eval_shape(plain, x, kernel).shape
     if max(outputs[1:3]) <= 2:
-        on_cpu = (
-            product  # XLA's derivatives, and itself on 2 x 2 pixels, take 10 to 70 times as long
-        )
+        # XLA's own, or its derivatives, take 10 to 70 times as long.
+        on_cpu = product
     elif tuple(strides) == (2, 2) and min(kernel.shape[:2]) > 3:
         # XLA's derivative by the input puts zeros between the pixels of the gradient and multiplies
         # them too: three in four. It is slow on few channels, too. Kernels of 3 gain nothing.
