@@ -28,7 +28,7 @@ from robustprune_jax.masks import init_scores, topk_masks
 from robustprune_jax.models import create_model
 from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.optim import optimizer, phase_labels
-from robustprune_jax.sharding import make_mesh
+from robustprune_jax.sharding import make_mesh, replicated, sharded
 from robustprune_jax.step import create_state, train_step
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment', lock_config=True)
@@ -60,6 +60,10 @@ def faults(program: str, kinds: Counter) -> list[str]:
     return [fault for fault, is_there in found.items() if is_there]
 
 
+def placed(shapes, sharding):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
 def main(argv: list[str]) -> None:
     config, phase = CONFIG.value, PHASE.value
     module = create_model(config.arch, config.dataset.num_classes)
@@ -84,12 +88,13 @@ def main(argv: list[str]) -> None:
     print(''.join(f'{head:>9}' for head in heads) + '  exchanged')
     wrong = []
     for devices in map(int, DEVICES.value):
+        mesh = make_mesh(jax.devices()[:devices])
         step = train_step(
             module,
             objective,
             tx,
             AUGMENTATIONS['none'],
-            make_mesh(jax.devices()[:devices]),
+            mesh,
             steps_per_epoch=1,
             total_steps=1,
             density=density if phase == 'prune' else None,
@@ -105,6 +110,9 @@ def main(argv: list[str]) -> None:
             }
             new_state = partial(create_state, tx=tx, objective=objective, batch_shape=images)
             state = jax.eval_shape(new_state, shapes)
+            carry = placed(state.carry, sharded(mesh))
+            state = placed(state.replace(carry=()), replicated(mesh)).replace(carry=carry)
+            batch = placed(batch, sharded(mesh))
             compiled = step.lower(state, batch, jax.random.key(0)).compile()
             memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
             flops, moved = cost['flops'], cost['bytes accessed']
