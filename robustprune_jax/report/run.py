@@ -68,6 +68,8 @@ def read(workdir: str | os.PathLike) -> Run:
     exported = [x.name.removesuffix('.pth.tar') for x in sorted(workdir.glob('export/*.pth.tar'))]
     names = list(dict.fromkeys([*evaluated, *exported]))
     parts = dict.fromkeys([*begun, *(part for name in evaluated for part in _parts_of(name))])
+    if recipe and not recipe['pretrain']['epochs']:
+        parts.pop('pretrain', None)  # the network is as it was drawn: there are no lines
     metrics = {part: _metrics(workdir, part, notes) for part in parts}
     weights = {name: _weights(workdir, name, notes) for name in names}
     radii = {name: _radii(workdir, name, notes) for name in evaluated}  # others may be unfinished
