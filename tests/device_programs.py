@@ -16,6 +16,7 @@ from robustprune_jax.attacks import cross_entropy
 from robustprune_jax.config import default
 from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.masks import init_scores
+from robustprune_jax.models.layers import batch_norm
 from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.optim import optimizer, phase_labels
 from robustprune_jax.step import create_state, place, train_step
@@ -27,9 +28,9 @@ class Small(nn.Module):
     @nn.compact
     def __call__(self, images, train=False):
         x = nn.Conv(8, (3, 3))(images)
-        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        x = nn.relu(batch_norm(x, train, 'bn0'))
         x = nn.Conv(16, (3, 3), (2, 2))(x)
-        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        x = nn.relu(batch_norm(x, train, 'bn1'))
         return nn.Dense(10)(jnp.mean(x, axis=(1, 2)))
 
 
@@ -131,8 +132,26 @@ def per_device():
         variables, opt_state, value = mapped(variables, opt_state, parts)
     assert_close((state.variables, metrics['loss']), (variables, value), 1e-9)
     whole, _ = after(3, 'pretrain', 'natural', 4, np.float64, augment='none')
-    assert np.abs(whole.variables['batch_stats']['BatchNorm_0']['var']
-                  - state.variables['batch_stats']['BatchNorm_0']['var']).max() > 1e-6  # fmt: skip
+    assert np.abs(whole.variables['batch_stats']['bn0']['var']
+                  - state.variables['batch_stats']['bn0']['var']).max() > 1e-6  # fmt: skip
+
+
+def per_device_attacked():
+    """Four devices with the same images and noise do what one of them does; pretrain and prune."""
+    for phase in ('pretrain', 'prune'):
+        settings = {'augment': 'none', 'batch_norm': 'per_device'}
+        ends = []
+        for n in (1, 4):
+            update, state, batch = prepared(phase, 'trades', n, np.float64, **settings)
+            part = {name: jax.device_get(leaf)[:4] for name, leaf in batch.items()}
+            part['noise'] = np.random.default_rng(0).standard_normal(part['image'].shape)
+            batch = jax.tree.map(lambda x: np.concatenate(n * [x]), part)
+            mesh = sharding.make_mesh(jax.devices()[:n])
+            for _ in range(3):
+                split = sharding.put(batch, sharding.sharded(mesh))
+                state, metrics = update(state, split, jax.random.key(1))
+            ends.append(jax.device_get((state, metrics)))
+        assert_close(*ends, 1e-9)
 
 
 def collectives():
@@ -161,5 +180,7 @@ def save(path):
 
 
 if __name__ == '__main__':
-    programs = (trades, free, natural, per_device, collectives, save)
+    programs = (
+        trades, free, natural, per_device, per_device_attacked, collectives, save
+    )  # fmt: skip
     {program.__name__: program for program in programs}[sys.argv[1]](*sys.argv[2:])

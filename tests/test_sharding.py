@@ -10,14 +10,17 @@ import pytest
 from robustprune_jax.sharding import check_batch_size
 
 
-@pytest.mark.parametrize('name', ['trades', 'free', 'natural', 'per_device', 'collectives'])
+IN_FLOAT64 = ['trades', 'free', 'per_device', 'per_device_attacked']
+
+
+@pytest.mark.parametrize('name', [*IN_FLOAT64, 'natural', 'collectives'])
 def test_on_simulated_devices(name):
     run = subprocess.run(
         [sys.executable, Path(__file__).with_name('device_programs.py'), name],
         env={
             **os.environ,
             'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
-            'JAX_ENABLE_X64': str(int(name in ('trades', 'free', 'per_device'))),
+            'JAX_ENABLE_X64': str(int(name in IN_FLOAT64)),
             'JAX_PLATFORMS': 'cpu',
         },
         capture_output=True,

@@ -1,6 +1,7 @@
 """The layers all families share, with PyTorch's padding and constants, for `nn.compact` methods."""
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -131,7 +132,62 @@ def batch_norm(x: jax.Array, train: bool, name: str) -> jax.Array:
     PyTorch moves its running variance by the unbiased batch variance, Flax by the biased one; the
     outputs are the same.
     """
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)(x)
+    return _BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)(x)
+
+
+class _BatchNorm(nn.BatchNorm):
+    """Flax's, with sums over pixels that are fast on CPU in training."""
+
+    @nn.compact
+    def __call__(self, x):
+        if self.use_running_average or self.is_initializing():
+            return super().__call__(x)
+        scale, bias = (self.get_variable('params', name) for name in ('scale', 'bias'))
+        y, *statistics = _normalise_batch(x, scale, bias, self.epsilon)
+        for name, value in zip(('mean', 'var'), statistics, strict=True):
+            running = self.get_variable('batch_stats', name)
+            moved = self.momentum * running + (1 - self.momentum) * value
+            self.put_variable('batch_stats', name, moved)
+        return y
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalise_batch(x, scale, bias, epsilon):
+    """Returns x normalised by its own mean and variance, and these two; only x has a gradient."""
+    return _normalise_forward(x, scale, bias, epsilon)[0]
+
+
+def _normalise_forward(x, scale, bias, epsilon):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    count = x.size // x.shape[-1]
+    mean = _channel_sums(wide) / count
+    var = jnp.maximum(_channel_sums(wide * wide) / count - mean * mean, 0)
+    inverse = jax.lax.rsqrt(var + epsilon)
+    y = (wide - mean) * (inverse * scale) + bias
+    return (y.astype(x.dtype), mean, var), (x, mean, inverse, scale, bias)
+
+
+def _normalise_backward(epsilon, residuals, gradients):
+    x, mean, inverse, scale, bias = residuals
+    wide, gradient = (a.astype(mean.dtype) for a in (x, gradients[0]))
+    count = x.size // x.shape[-1]
+    of_bias = _channel_sums(gradient)
+    of_scale = (_channel_sums(gradient * wide) - mean * of_bias) * inverse
+    slope = of_scale * inverse / count
+    of_x = (gradient - of_bias / count - (wide - mean) * slope) * (inverse * scale)
+    return of_x.astype(x.dtype), of_scale.astype(scale.dtype), of_bias.astype(bias.dtype)
+
+
+_normalise_batch.defvjp(_normalise_forward, _normalise_backward)
+
+
+def _channel_sums(x):
+    """Sums over all axes but the last: a matrix product, which on CPU is up to 5 times faster than
+    a sum of products. Elsewhere products round more."""
+    rows = x.reshape(-1, x.shape[-1])
+    return jax.lax.platform_dependent(
+        rows, cpu=lambda x: jnp.ones(len(x), x.dtype) @ x, default=partial(jnp.sum, axis=0)
+    )
 
 
 def flatten(x: jax.Array) -> jax.Array:
