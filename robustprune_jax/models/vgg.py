@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from . import init
-from .layers import batch_norm, conv, dense, flatten, normalise
+from .layers import batch_norm, conv, dense, flatten, max_pool, normalise
 
 # Widths of the 3x3 convolutions; 'M' is a 2x2 max-pooling.
 PLANS = {
@@ -50,7 +50,7 @@ class VGG(nn.Module):
         i = 0
         for features in self.plan:
             if features == 'M':
-                x = nn.max_pool(x, (2, 2), (2, 2))
+                x = max_pool(x)
                 continue
             i += 1
             x = conv(x, features, 3, padding=1, kernel_init=conv_init, name=f'conv{i}')
