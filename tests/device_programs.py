@@ -145,7 +145,7 @@ def per_device_attacked():
             update, state, batch = prepared(phase, 'trades', n, np.float64, **settings)
             part = {name: jax.device_get(leaf)[:4] for name, leaf in batch.items()}
             part['noise'] = np.random.default_rng(0).standard_normal(part['image'].shape)
-            batch = jax.tree.map(lambda x: np.concatenate(n * [x]), part)
+            batch = {name: np.concatenate(n * [leaf]) for name, leaf in part.items()}
             mesh = sharding.make_mesh(jax.devices()[:n])
             for _ in range(3):
                 split = sharding.put(batch, sharding.sharded(mesh))

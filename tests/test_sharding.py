@@ -9,7 +9,6 @@ import pytest
 
 from robustprune_jax.sharding import check_batch_size
 
-
 IN_FLOAT64 = ['trades', 'free', 'per_device', 'per_device_attacked']
 
 
