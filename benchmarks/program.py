@@ -1,20 +1,23 @@
-"""What a compiled training step needs, from XLA's plan: nothing is allocated or run.
+"""What a compiled training step needs, from XLA's plan, and what it takes here.
 
 python benchmarks/program.py --config=configs/cifar10.py --batch_sizes=64,128 [--phase=prune]
 XLA_FLAGS=--xla_force_host_platform_device_count=8 python benchmarks/program.py --devices=1,8 ...
 
 For each number of devices and each batch, of one device: GB of the state (weights, scores,
 optimizer, carry) and of what a step needs beside it; TFLOP, and GB that its operations read and
-write; the least milliseconds that an H100 and a TPU v5e could take for those, in bfloat16; what
-the devices exchange. XLA counts a loop once: the parts of config.accumulate, and on GPU and TPU
-the attack's steps and the updates of `free`. The plan is that of the backend it runs on: a CPU's,
-which fuses less, is a guide to another's, no more.
+write; the least milliseconds that an H100 and a TPU v5e could take for those, in bfloat16; with
+--steps=N the median milliseconds of N steps here, else nothing is allocated or run; what the
+devices exchange. XLA counts a loop once: the parts of config.accumulate, and on GPU and TPU the
+attack's steps and the updates of `free`. The plan is that of the backend it runs on: a CPU's, which
+fuses less, is a guide to another's, no more.
 
 Ends with an error where a program holds float64, transfers to the host, or gathers arrays.
 """
 
 import re
+import statistics
 import sys
+import time
 from collections import Counter
 from functools import partial
 
@@ -28,12 +31,13 @@ from robustprune_jax.masks import init_scores, topk_masks
 from robustprune_jax.models import create_model
 from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.optim import optimizer, phase_labels
-from robustprune_jax.sharding import make_mesh, replicated, sharded
-from robustprune_jax.step import create_state, train_step
+from robustprune_jax.sharding import make_mesh, put, replicated, sharded
+from robustprune_jax.step import create_state, place, train_step
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment', lock_config=True)
 PHASE = flags.DEFINE_enum('phase', 'pretrain', ['pretrain', 'prune', 'finetune'], 'Phase')
 BATCH_SIZES = flags.DEFINE_list('batch_sizes', ['128'], 'Images of one device')
+STEPS = flags.DEFINE_integer('steps', 0, 'Steps to take and time')
 DEVICES = flags.DEFINE_list('devices', ['1'], 'Numbers of devices')
 IMAGE = flags.DEFINE_list('image', ['32', '32', '3'], 'Height, width, channels')
 
@@ -64,6 +68,16 @@ def placed(shapes, sharding):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
+def milliseconds(compiled, state, batch) -> float:
+    times = []
+    for _ in range(STEPS.value + 1):
+        started = time.monotonic()
+        state, metrics = compiled(state, batch, jax.random.key(0))
+        jax.block_until_ready(metrics)
+        times.append(1e3 * (time.monotonic() - started))
+    return statistics.median(times[1:])  # the first is warm-up
+
+
 def main(argv: list[str]) -> None:
     config, phase = CONFIG.value, PHASE.value
     module = create_model(config.arch, config.dataset.num_classes)
@@ -85,6 +99,7 @@ def main(argv: list[str]) -> None:
     parts = f' in {config.accumulate} parts' if config.accumulate > 1 else ''
     print(f'{config.arch}, {phase}, {config.compute_dtype}{parts}, on {jax.default_backend()}')
     heads = ('devices', 'images', 'state GB', 'step GB', 'TFLOP', 'moved GB', *ROOFS)
+    heads += ('here ms',) if STEPS.value else ()
     print(''.join(f'{head:>9}' for head in heads) + '  exchanged')
     wrong = []
     for devices in map(int, DEVICES.value):
@@ -126,6 +141,11 @@ def main(argv: list[str]) -> None:
                     for peak, width in ROOFS.values()
                 ),
             ]
+            if STEPS.value:
+                real = place(new_state(jax.jit(variables)()), mesh)
+                grey = jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), batch)
+                here = milliseconds(compiled, real, put(grey, sharded(mesh)))
+                numbers.append(f'{here:9.0f}')
             program = compiled.as_text()
             kinds = exchanged(program)
             text = ', '.join(f'{kind} of {count}' for kind, count in kinds.items()) or 'nothing'

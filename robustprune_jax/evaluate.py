@@ -118,7 +118,7 @@ def evaluate(
             'undecided': float(np.mean(stands & ~verified)),
         }
     if settings.smooth.examples:
-        robust['smooth'] = _certified_radii(settings.smooth, network, key, record, count)
+        robust['smooth'] = _certified_radii(settings.smooth, placed, key, record, count)
     total = sparsity(variables)['total']
     return {
         'name': name,
@@ -138,10 +138,11 @@ def _broken_by(network, key, ball, batch_size, batch, first):
     if len(mine):
         _, broken_by = attacks.in_order(
             network,
-            jax.random.fold_in(key, first),
+            key,
             to_float(batch['image'][mine]),
             batch['label'][mine],
             batch_size=batch_size,
+            first=first + int(mine[0]),
             **ball,
         )
     return {'broken_by': np.concatenate(distributed.exchange(broken_by.tolist()))}

@@ -24,6 +24,7 @@ from robustprune_jax.models import create_model
 SHAPE = (24, 6, 6, 2)
 WEIGHTS = jax.random.normal(jax.random.key(0), (72, 4))
 IMAGES = np.asarray(jax.random.uniform(jax.random.key(1), SHAPE, minval=0.4, maxval=0.6))
+NUMBERS = np.arange(len(IMAGES))
 FAR = jnp.array([0.0, 0.0, -99.0, -99.0])
 # Ascending a loss need not lead to the nearest class; with two classes in reach it does.
 GRADIENT_ATTACKS = {
@@ -62,8 +63,8 @@ def attack_alone(attack, eps, distance, bias=0.0):
     network = Partial(linear, WEIGHTS, bias)
     labels, targets = np.asarray(jnp.argmax(network(IMAGES), -1)), np.argsort(distance)[:, :-1]
     return run(
-        attack, network, jax.random.key(2), IMAGES, labels, targets, eps=eps, batch_size=8
-    )  # fmt: skip
+        attack, network, jax.random.key(2), IMAGES, labels, targets, NUMBERS, eps=eps, batch_size=8
+    )
 
 
 def assert_in_ball(adversarial, images, eps, norm):
@@ -112,7 +113,15 @@ def test_perturbations_stay_in_the_ball_and_the_box(norm):
     ):
         targets = ((labels + 1) % 4)[:, None]
         adversarial, fooled = run(
-            attack, network, jax.random.key(2), images, labels, targets, eps=eps, batch_size=24
+            attack,
+            network,
+            jax.random.key(2),
+            images,
+            labels,
+            targets,
+            NUMBERS,
+            eps=eps,
+            batch_size=24,
         )
         assert fooled.any()
         assert_in_ball(adversarial, images, eps, norm)
@@ -217,19 +226,25 @@ def test_four_devices_break_what_one_does(tmp_path):
 def test_an_image_alone_and_in_company_meets_the_same_attack():
     network = Partial(deep, WEIGHTS)
     labels = np.asarray(jnp.argmax(network(IMAGES), -1))
-    results = [
-        run(
+
+    def attacked(part, batch_size):
+        return run(
             square(queries=100),
             network,
             jax.random.key(2),
-            IMAGES,
-            labels,
-            np.zeros((24, 1), int),
+            IMAGES[part],
+            labels[part],
+            np.zeros((24, 1), int)[part],
+            NUMBERS[part],
             eps=0.03,
             batch_size=batch_size,
         )
-        for batch_size in (4, 24)
-    ]
+
+    parts = attacked(slice(10), 4), attacked(slice(10, 24), 4)
+    results = (
+        attacked(slice(24), 24),
+        [np.concatenate(halves) for halves in zip(*parts, strict=True)],
+    )
     assert 0 < results[0][1].sum() < 24
     for one, other in zip(*results, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)

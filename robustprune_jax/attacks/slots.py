@@ -89,6 +89,7 @@ def run(
     images: np.ndarray,
     labels: np.ndarray,
     targets: np.ndarray,
+    numbers: np.ndarray,
     *,
     eps: float,
     batch_size: int,
@@ -96,7 +97,7 @@ def run(
     """Returns images [N, H, W, C], adversarial where one was found, and whether it was, bool [N].
 
     targets: int [N, T]: each image is attacked T times, with its targets in order, until one
-    attack fools. An image's random numbers depend on `key` and its index only.
+    attack fools. An image's random numbers depend on `key` and its number, of numbers [N], only.
     """
     # Few images must not carry many empty slots; four sizes, so that little is compiled anew.
     part = on_all_devices(math.ceil(batch_size / 4))
@@ -118,13 +119,12 @@ def run(
         if (jobs < 0).all():
             break
         if fresh.any():
-            number = np.maximum(jobs, 0)
-            image_of = number // per_image
+            image_of, target_of = np.divmod(np.maximum(jobs, 0), per_image)
             slot = {
                 'image': images[image_of],
                 'label': labels[image_of],
-                'target': targets.ravel()[number],
-                'number': number,
+                'target': targets[image_of, target_of],
+                'number': numbers[image_of] * per_image + target_of,
             }
             slot = _with_keys(key, shard_batch(_mesh(), slot))
             progress = _fill(attack.start, attack.settings, slot, progress, fresh, eps)

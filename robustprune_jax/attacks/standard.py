@@ -113,11 +113,13 @@ def in_order(
     attacks: tuple[str, ...] = STANDARD,
     samples: int = 0,
     batch_size: int = 128,
+    first: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns adversarial images, and the name of what broke each image, str [N].
 
     The name is an attack's, 'clean' where the image itself is misclassified, '' where it stands.
-    Arguments, images, errors and warnings are those of `standard`.
+    first: the number of images[0] in its data set: an image's random numbers depend on `key` and
+    its number. Other arguments, images, errors and warnings are those of `standard`.
     """
     images, labels = np.asarray(images, np.float32), np.asarray(labels)
     _check_settings(images, labels, eps, norm, attacks, samples, batch_size)
@@ -147,6 +149,7 @@ def in_order(
             images[index],
             labels[index],
             targets,
+            first + index,
             eps=eps,
             batch_size=batch_size,
         )
