@@ -126,7 +126,16 @@ def _top_k_mask(magnitudes, k):
     threshold = jax.lax.fori_loop(0, bits - 1, set_bit, jnp.zeros((), patterns.dtype))
     above, equal = patterns > threshold, patterns == threshold
     room = k - jnp.sum(above)
-    mask = above | (equal & (jnp.cumsum(equal) <= room))
+
+    def first(equal):
+        return equal & (jnp.cumsum(equal) <= room)
+
+    def where_needed(equal):
+        # On CPU the running sum takes as long as the bisection, and seldom have equals to compete.
+        # Elsewhere a condition would make the host wait.
+        return jax.lax.cond(jnp.sum(equal) == room, lambda equal: equal, first, equal)
+
+    mask = above | jax.lax.platform_dependent(equal, cpu=where_needed, default=first)
     return mask.reshape(magnitudes.shape).astype(magnitudes.dtype)
 
 
