@@ -4,6 +4,7 @@ Nothing here costs or changes anything where there is one process.
 """
 
 import contextlib
+import faulthandler
 import itertools
 import json
 import os
@@ -74,6 +75,8 @@ def start(timeout: float) -> None:
         ) from None
     finally:
         timer.cancel()
+    # jax aborts a process when another is lost, and says so: no stack of every thread after that.
+    faulthandler.disable()
 
 
 def fail(message: str) -> NoReturn:
