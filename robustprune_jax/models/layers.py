@@ -153,7 +153,7 @@ class _BatchNorm(nn.BatchNorm):
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _normalise_batch(x, scale, bias, epsilon):
-    """Returns x normalised by its own mean and variance, and these two; only x has a gradient."""
+    """Returns x normalised by its own mean and variance, and these, which carry no gradient."""
     return _normalise_forward(x, scale, bias, epsilon)[0]
 
 
@@ -164,18 +164,17 @@ def _normalise_forward(x, scale, bias, epsilon):
     var = jnp.maximum(_channel_sums(wide * wide) / count - mean * mean, 0)
     inverse = jax.lax.rsqrt(var + epsilon)
     y = (wide - mean) * (inverse * scale) + bias
-    return (y.astype(x.dtype), mean, var), (x, mean, inverse, scale, bias)
+    return (y.astype(x.dtype), mean, var), (x, mean, inverse, scale)
 
 
 def _normalise_backward(epsilon, residuals, gradients):
-    x, mean, inverse, scale, bias = residuals
-    wide, gradient = (a.astype(mean.dtype) for a in (x, gradients[0]))
+    x, mean, inverse, scale = residuals
+    gradient, centred = gradients[0].astype(mean.dtype), x.astype(mean.dtype) - mean
     count = x.size // x.shape[-1]
-    of_bias = _channel_sums(gradient)
-    of_scale = (_channel_sums(gradient * wide) - mean * of_bias) * inverse
-    slope = of_scale * inverse / count
-    of_x = (gradient - of_bias / count - (wide - mean) * slope) * (inverse * scale)
-    return of_x.astype(x.dtype), of_scale.astype(scale.dtype), of_bias.astype(bias.dtype)
+    of_bias, of_scale = _channel_sums(gradient), _channel_sums(gradient * centred) * inverse
+    of_x = gradient - (of_bias + centred * (of_scale * inverse)) / count
+    of_x = (of_x * (inverse * scale)).astype(x.dtype)
+    return of_x, of_scale.astype(scale.dtype), of_bias.astype(scale.dtype)
 
 
 _normalise_batch.defvjp(_normalise_forward, _normalise_backward)
