@@ -40,6 +40,8 @@ def main(argv: list[str]) -> None:
         if distributed.found() if DISTRIBUTED.value is None else DISTRIBUTED.value:
             distributed.start(JOIN_TIMEOUT.value)
         pipeline.run(CONFIG.value, WORKDIR.value)
+    except KeyboardInterrupt:
+        sys.exit('interrupted; the same command goes on from what is saved.')
     except (ValueError, OSError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
         lost = isinstance(error, jax.errors.JaxRuntimeError)
         if lost and jax.process_count() == 1:

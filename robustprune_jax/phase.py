@@ -116,7 +116,8 @@ def train(
 
     phase: pretrain, prune, finetune or lwm; density: its kept fraction, None in pretrain. Goes on
     from the latest checkpoint in `directory`, bit for bit as if never interrupted. On SIGTERM to
-    one process all save, at the same step, and leave with exit status 0. Raises FloatingPointError
+    one process all save, at the same step, and leave with exit status 0; Ctrl-C does it too, where
+    there is one process. Raises FloatingPointError
     when the loss is not finite: the last good checkpoint is kept.
     """
     name = phase if density is None else f'{phase} {density}'
@@ -237,6 +238,16 @@ def train(
                     if validates and len(splits.validation.labels):
                         validation = validate()
                         quality = list(validation.values())[-1]  # the harder one
+                        guess = 1.2 / config.dataset.num_classes
+                        if (
+                            phase == 'pretrain'
+                            and last
+                            and validation['validation_accuracy'] < guess
+                        ):
+                            log.tell(
+                                'the network does no better than guessing: a lower '
+                                'config.pretrain.learning_rate or more epochs may help.'
+                            )
                         values |= validation
                         log.images_per_second()  # validation's time is not training's
                     log.write(step, **values)
@@ -274,8 +285,10 @@ def _mean(measure, mesh, split: Split, batch_size):
 
 
 class _StopRequest:
-    """While entered, SIGTERM to the only process just sets `requested`: the loop saves and leaves
-    by itself."""
+    """While entered, SIGTERM or Ctrl-C to the only process just sets `requested`: the loop saves
+    and leaves by itself. A second one does what it did before."""
+
+    SIGNALS = signal.SIGTERM, signal.SIGINT
 
     def __init__(self):
         self.requested = False
@@ -286,12 +299,17 @@ class _StopRequest:
         main_thread = threading.current_thread() is threading.main_thread()
         self._handles = main_thread and jax.process_count() == 1
         if self._handles:
-            self._before = signal.signal(signal.SIGTERM, self._request)
+            self._before = [signal.signal(number, self._request) for number in self.SIGNALS]
         return self
 
     def _request(self, number, frame):
         self.requested = True
+        self._restore()
 
     def __exit__(self, *exception):
         if self._handles:
-            signal.signal(signal.SIGTERM, self._before)
+            self._restore()
+
+    def _restore(self):
+        for number, before in zip(self.SIGNALS, self._before, strict=True):
+            signal.signal(number, before)

@@ -157,19 +157,20 @@ def wait_for(path, process, timeout=300):
 def test_killed_and_stopped_runs_end_with_the_same_weights(finished, tiny_config, tmp_path):
     config = tiny_config()
     workdir = tmp_path / 'killed'
-    process = launch(config, workdir)
-    wait_for(workdir / 'pretrain', process)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    assert not checkpoint.is_finished(workdir / 'pretrain')
-    assert 'the same command goes on' in output
+    for part, number in (('pretrain', signal.SIGTERM), ('density_0.5/prune', signal.SIGINT)):
+        process = launch(config, workdir)
+        wait_for(workdir / part, process)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+        assert not checkpoint.is_finished(workdir / part)
+        assert 'the same command goes on' in output
 
     process = launch(config, workdir)
-    wait_for(workdir / 'density_0.5/prune', process)
+    wait_for(workdir / 'density_0.5/finetune', process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert not checkpoint.is_finished(workdir / 'density_0.5/prune')
+    assert not checkpoint.is_finished(workdir / 'density_0.5/finetune')
 
     process = launch(config, workdir)
     output, _ = process.communicate(timeout=300)
@@ -178,6 +179,14 @@ def test_killed_and_stopped_runs_end_with_the_same_weights(finished, tiny_config
         assert_same(weights(workdir / part), weights(finished[0] / part))
         steps = [line['step'] for line in read_jsonl(workdir / part / 'metrics.jsonl')]
         assert steps == sorted(set(steps))  # the killed run's lines do not stay beside the new
+
+
+def test_a_network_that_only_guesses_is_told_of(tiny_config, tmp_path, capsys):
+    config = tiny_config()
+    config.phases = 'pretrain'
+    config.pretrain.update(epochs=1, learning_rate=1e-9)
+    pipeline.run(config, tmp_path)
+    assert 'does no better than guessing' in capsys.readouterr().out
 
 
 def test_parts_from_a_source(finished, tiny_config, tmp_path):

@@ -9,7 +9,6 @@ from robustprune_jax import zoo
 from robustprune_jax.config import default
 from robustprune_jax.data import load
 from robustprune_jax.masks import sparsity
-from robustprune_jax.step import logits_fn
 
 
 @pytest.mark.parametrize('path', ['export/hydra_0.1.pth.tar', 'density_0.1/finetune'])
@@ -19,7 +18,7 @@ def test_a_run_s_network_by_path(finished, path):
     module, variables = zoo.load(workdir / path)
     assert sparsity(variables)['total']['kept'] == entry['kept']
     test = np.load(json.loads((workdir / 'config.json').read_text())['dataset']['dir'])
-    logits = logits_fn(module, variables)(test['test_images'] / np.float32(255))
+    logits = module.apply(variables, test['test_images'] / np.float32(255))
     accuracy = np.mean(np.argmax(logits, -1) == test['test_labels'])
     assert accuracy == pytest.approx(entry['clean_accuracy'])
 

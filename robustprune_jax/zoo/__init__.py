@@ -13,6 +13,7 @@ from flax import linen
 from conversion.from_torch import import_checkpoint
 from robustprune_jax import checkpoint
 from robustprune_jax.config import lookup
+from robustprune_jax.masks import effective_params
 from robustprune_jax.models import create_model
 from robustprune_jax.zoo.card import card
 
@@ -39,7 +40,8 @@ def read(path_or_name: str | Path) -> tuple[dict, dict]:
     """
     path = Path(path_or_name)
     if path.is_dir():
-        return checkpoint.load(path)
+        variables, meta = checkpoint.load(path)
+        return {**variables, 'params': effective_params(variables)}, meta
     if not path.is_file():
         names = {name: FOLDER / f'{name}{SUFFIX}' for name in cards()}
         path = lookup(names, str(path_or_name), 'network, neither a file nor in the zoo')
