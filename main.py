@@ -60,7 +60,10 @@ def parse_flags(argv: list[str]) -> list[str]:
             error = error.args[0]
         lines = str(error.args[-1 if isinstance(error, OSError) else 0]).splitlines()
         # An error inside a config file comes with its traceback, which ends with what was wrong.
-        sys.exit(f'error: {lines[-1] if "Traceback (most" in str(error) else " ".join(lines)}')
+        if 'Traceback (most' in str(error):
+            sys.exit(f'error: {lines[-1]}')
+        unknown = 'the config has no field ' if isinstance(error, KeyError) else ''
+        sys.exit(f'error: {unknown}{" ".join(lines)}')
     if flags.FLAGS['verbosity'].using_default_value:
         flags.FLAGS.verbosity = logging.WARNING  # absl's own choice, INFO, tells of every save
     return rest
