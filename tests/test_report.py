@@ -224,7 +224,8 @@ def test_result_alone(tmp_path):
     (tmp_path / 'result.json').write_text(json.dumps(result))
     page = report.write(tmp_path).read_text()
     assert len(embedded(page)) == 1 and '<h3>Accuracy against compression</h3>' in page
-    assert '<li>pretrain/metrics.jsonl: no lines' in page and '<li>config.json: not there' in page
+    assert '<li>result.json: alone here' in page and '<li>config.json: not there' in page
+    assert 'metrics.jsonl' not in page and '.pth.tar' not in page
     assert '&lt;arch&gt;' in page and '<arch>' not in page
 
 
@@ -424,7 +425,7 @@ def test_command_with_one_page(workdir, tmp_path, capsys):
         shutil.rmtree(folder / 'export')
     assert command.main([str(workdir), str(other), '--out', str(tmp_path / 'out')]) == 0
     out = capsys.readouterr().out
-    assert "the recipes differ in objective: 'trades' | 'pgd'" in out
+    assert "  objective: 'trades' | 'pgd'" in out
     assert out.splitlines()[-1] == str(tmp_path / 'out' / 'index.html')
     assert not (workdir / 'report').exists()
 

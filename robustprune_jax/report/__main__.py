@@ -32,8 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
         pages.append(report.combine(runs, options.out))
     found, notes = experiments(runs)
     print(formats.text(tables({e.title: e.results for e in found})), *notes, sep='\n')
-    for field, values in fields_apart(found).items():
-        print(f'the recipes differ in {field}:', ' | '.join(map(repr, values)))
+    if apart := fields_apart(found):
+        print('Where the recipes differ:', ' | '.join(experiment.title for experiment in found))
+    for field, values in apart.items():
+        print(f'  {field}:', ' | '.join(map(repr, values)))
     print(*pages, sep='\n')
     return status
 

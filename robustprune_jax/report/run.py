@@ -70,6 +70,9 @@ def read(workdir: str | os.PathLike) -> Run:
     parts = dict.fromkeys([*begun, *(part for name in evaluated for part in _parts_of(name))])
     if recipe and not recipe['pretrain']['epochs']:
         parts.pop('pretrain', None)  # the network is as it was drawn: there are no lines
+    if not begun and not exported:
+        notes.append('result.json: alone here, so no training curves and no figures of weights')
+        names, parts = [], {}
     metrics = {part: _metrics(workdir, part, notes) for part in parts}
     weights = {name: _weights(workdir, name, notes) for name in names}
     radii = {name: _radii(workdir, name, notes) for name in evaluated}  # others may be unfinished
