@@ -89,7 +89,7 @@ def test_differences_name_the_leaf():
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [
-        (['--config.phase=prune'], "the config has no field 'phase' Did you mean \"phases\""),
+        (['--config.phase=prune'], 'the config has no field \'phase\' Did you mean "phases"'),
         (['--config.pretrain.epochs=x'], "invalid literal for int() with base 10: 'x'"),
         (['--config=configs/digits.py:smok'], "did you mean 'smoke'"),
         (['prune'], "unexpected argument 'prune'"),
