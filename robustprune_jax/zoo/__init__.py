@@ -1,6 +1,6 @@
 """Trained networks: those that come with the package, and any that a run left.
 
-    module, variables = zoo.load('fashion_trades_0.1')
+    module, variables = zoo.load('digits_crown_ibp_0.1')
 
 Beside each network lies its card, JSON in the shape of RobustBench's model_info files.
 """
