@@ -1,0 +1,40 @@
+"""The snippets of the docs run, and docs/results.md shows what the report makes of the results."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from robustprune_jax.report import __main__ as command
+
+ROOT = Path(__file__).parents[1]
+RESULTS = (ROOT / 'docs' / 'results.md').read_text()
+# A command on committed results, and the block after it.
+SHOWN = re.compile(
+    r'```\npython -m robustprune_jax\.report (docs/results/[^\n]+) --out [^\n]+\n```\n\n'
+    r'```\n(.+?)\n```\n',
+    re.DOTALL,
+)
+
+
+@pytest.mark.parametrize(('patterns', 'block'), SHOWN.findall(RESULTS))
+def test_tables_are_those_of_the_results(patterns, block, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    workdirs = [str(path) for x in patterns.split() for path in sorted(Path().glob(x))]
+    assert command.main([*workdirs, '--out', str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith(f'{block}\n')
+
+
+def snippets(path: str) -> list[str]:
+    found = re.findall(r'```python\n(.*?)```', (ROOT / path).read_text(), re.DOTALL)
+    return [code for code in found if 'import torch' not in code]
+
+
+def test_snippets_run(capsys):
+    own, zoo = snippets('docs/guide.md')
+    names = {}
+    exec(zoo, names)
+    stand, proved = map(float, capsys.readouterr().out.split())
+    assert (stand, proved) == pytest.approx((0.86, 0.81), abs=0.005)  # as the comments say
+    for code in (own, *snippets('docs/certificates.md'), *snippets('README.md')):
+        exec(code, dict(names))
