@@ -117,8 +117,8 @@ def train(
     phase: pretrain, prune, finetune or lwm; density: its kept fraction, None in pretrain. Goes on
     from the latest checkpoint in `directory`, bit for bit as if never interrupted. On SIGTERM to
     one process all save, at the same step, and leave with exit status 0; Ctrl-C does it too, where
-    there is one process. Raises FloatingPointError
-    when the loss is not finite: the last good checkpoint is kept.
+    there is one process. Raises FloatingPointError when the loss is not finite: the last good
+    checkpoint is kept.
     """
     name = phase if density is None else f'{phase} {density}'
     objective = lookup(OBJECTIVES, objective_name(config, phase), 'objective')(config)
@@ -238,12 +238,10 @@ def train(
                     if validates and len(splits.validation.labels):
                         validation = validate()
                         quality = list(validation.values())[-1]  # the harder one
-                        guess = 1.2 / config.dataset.num_classes
-                        if (
-                            phase == 'pretrain'
-                            and last
-                            and validation['validation_accuracy'] < guess
-                        ):
+                        guesses = (
+                            validation['validation_accuracy'] < 1.2 / config.dataset.num_classes
+                        )
+                        if phase == 'pretrain' and last and guesses:
                             log.tell(
                                 'the network does no better than guessing: a lower '
                                 'config.pretrain.learning_rate or more epochs may help.'

@@ -17,7 +17,14 @@ SHOWN = re.compile(
 )
 
 
-@pytest.mark.parametrize(('patterns', 'block'), SHOWN.findall(RESULTS))
+BLOCKS = SHOWN.findall(RESULTS)
+
+
+def test_every_report_is_shown():
+    assert len(BLOCKS) == RESULTS.count('\npython -m robustprune_jax.report docs/results/') > 0
+
+
+@pytest.mark.parametrize(('patterns', 'block'), BLOCKS)
 def test_tables_are_those_of_the_results(patterns, block, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     workdirs = [str(path) for x in patterns.split() for path in sorted(Path().glob(x))]
