@@ -85,6 +85,9 @@ def default() -> ConfigDict:
     config.batch_norm = 'global'  # statistics of the whole batch | per_device: as under jax.pmap
     config.accumulate = 1  # parts of a batch whose gradients are computed one after the other
     config.compute_dtype = 'float32'  # | bfloat16: training's networks; parameters stay float32
+    # How exact training's products are: default | high | highest, '' for jax's own setting.
+    # Evaluation, bounds and certificates have 'highest'.
+    config.matmul_precision = ''
 
     # natural | pgd | trades | free | smooth | ibp | crown_ibp | mixtrain
     config.objective = 'trades'
@@ -298,6 +301,8 @@ def check(config: ConfigDict) -> None:
     require('accumulate', config.accumulate >= 1, 'at least 1')
     dtypes = ('float32', 'bfloat16')
     require('compute_dtype', config.compute_dtype in dtypes, ' or '.join(dtypes))
+    precisions = ('', 'default', 'high', 'highest')
+    require('matmul_precision', config.matmul_precision in precisions, 'default, high or highest')
     require('free.n_repeats', config.free.n_repeats >= 1, 'at least 1')
     for field in ('smooth', 'evaluate.smooth'):
         section = config.evaluate.smooth if '.' in field else config.smooth

@@ -82,7 +82,10 @@ def _snip(batch_size, key, variables, module, train):
     @jax.jit
     def scores(params, images, labels):
         def loss(params):
-            logits = module.apply({**variables, 'params': params}, images, train=False)
+            # As the original: an untrained network's running statistics are not its images'.
+            logits, _ = module.apply(
+                {**variables, 'params': params}, images, train=True, mutable=['batch_stats']
+            )
             return jnp.mean(cross_entropy(logits, labels))
 
         return snip_scores(loss, params)
@@ -152,6 +155,7 @@ def train(
         accumulate=config.accumulate,
         batch_norm=config.batch_norm,
         compute_dtype=config.compute_dtype,
+        matmul_precision=config.matmul_precision,
     )
     data = train_batches(
         *splits.train,
@@ -162,7 +166,7 @@ def train(
         pseudo=splits.pseudo,
         pseudo_count=mixed,
     )
-    key = phase_key(config.seed, phase, 'step')
+    key, validation_key = (phase_key(config.seed, phase, use) for use in ('step', 'validation'))
     about = {**meta(config, phase, density, splits), 'total_steps': total_steps}
 
     with closing(data), checkpoint.open_checkpoints(directory / 'checkpoints') as checkpoints:
@@ -189,21 +193,20 @@ def train(
 
         def validate():
             network = logits_fn(module, with_masks(state.variables, mask_density))
-            validation_key = phase_key(config.seed, phase, 'validation')
 
-            def is_right(attack, batch):
+            def is_right(attack, key, batch):
                 images, labels = batch['image'], batch['label']
-                return predictions(network, validation_key, images, labels, attack) == labels
+                return predictions(network, key, images, labels, attack) == labels
 
-            def is_verified(batch):
+            def is_verified(key, batch):
                 lower = margins(
                     network, to_float(batch['image']), batch['label'], **objective.certificate
                 )
                 return verified(lower)
 
-            def radii(batch):
+            def radii(key, batch):
                 images, labels = to_float(batch['image']), batch['label']
-                return soft_radii(network, validation_key, images, labels, **objective.smoothing)
+                return soft_radii(network, key, images, labels, **objective.smoothing)
 
             measures = {'validation_accuracy': partial(is_right, None)}
             if objective.attack:
@@ -213,7 +216,9 @@ def train(
             if objective.smoothing:
                 measures['validation_radius'] = radii
             return {
-                metric: _mean(measure, mesh, splits.validation, config.evaluate.batch_size)
+                metric: _mean(
+                    measure, validation_key, mesh, splits.validation, config.evaluate.batch_size
+                )
                 for metric, measure in measures.items()
             }
 
@@ -274,10 +279,13 @@ def _in_passes(section, repeats):
     return section
 
 
-def _mean(measure, mesh, split: Split, batch_size):
+def _mean(measure, key, mesh, split: Split, batch_size):
+    """The mean over a split of measure(key, batch) -> [B], with a key for each batch."""
     total = 0.0
-    for batch in eval_batches(*split, batch_size):
-        values = distributed.gather(measure(sharding.put(batch, sharding.sharded(mesh))))
+    for number, batch in enumerate(eval_batches(*split, batch_size)):
+        batch_key = jax.random.fold_in(key, number)
+        values = measure(batch_key, sharding.put(batch, sharding.sharded(mesh)))
+        values = distributed.gather(values)
         total += np.sum(values[batch['mask']])
     return float(total / len(split.labels))
 

@@ -18,12 +18,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 from scipy.stats import beta, binomtest, norm
 
-from robustprune_jax import compiler
+from robustprune_jax import compiler, inputs
 from robustprune_jax.sharding import check_batch_size, make_mesh, replicated
 
 ABSTAIN = -1
 
 
+@compiler.full_precision
 def certify(
     logits_fn: Callable[[jax.Array], jax.Array],
     key: jax.Array,
@@ -59,6 +60,7 @@ def certify(
     return np.where(certified, cAHat, ABSTAIN), np.where(certified, sigma * norm.ppf(pABar), 0.0)
 
 
+@compiler.full_precision
 def predict(
     logits_fn: Callable[[jax.Array], jax.Array],
     key: jax.Array,
@@ -90,12 +92,17 @@ def lower_confidence_bound(k: np.ndarray, n: int, alpha: float) -> np.ndarray:
     return np.where(k > 0, beta.ppf(alpha, np.maximum(k, 1), n - k + 1), 0.0)
 
 
-def soft_vote(logits_fn: Callable, noise: jax.Array, images: jax.Array) -> jax.Array:
-    """Returns the mean softmax [B, K] over images + noise; noise: [m, B, H, W, C]."""
+def log_soft_vote(logits_fn: Callable, noise: jax.Array, images: jax.Array) -> jax.Array:
+    """Returns the logarithm of the mean softmax [B, K] over images + noise; noise: [m, B, H, W, C].
+
+    It is finite also where float32 would round the mean to 0.
+    """
     noisy = (images + noise).reshape(-1, *images.shape[1:])
-    return jnp.mean(jax.nn.softmax(logits_fn(noisy)).reshape(len(noise), len(images), -1), axis=0)
+    votes = jax.nn.log_softmax(logits_fn(noisy)).reshape(len(noise), len(images), -1)
+    return jax.nn.logsumexp(votes, axis=0) - jnp.log(len(noise))
 
 
+@compiler.full_precision
 @partial(jax.jit, static_argnames='samples')
 def soft_radii(
     logits_fn: Callable,
@@ -112,8 +119,8 @@ def soft_radii(
     measure of training. Below 5.2 sigma, what a probability of 1 - 1e-7 gives.
     """
     noise = sigma * jax.random.normal(key, (samples, *images.shape), images.dtype)
-    votes = soft_vote(logits_fn, noise, images)
-    right = jnp.take_along_axis(votes, labels[:, None], axis=1)[:, 0]
+    votes = log_soft_vote(logits_fn, noise, images)
+    right = jnp.exp(jnp.take_along_axis(votes, labels[:, None], axis=1)[:, 0])
     return sigma * jax.scipy.stats.norm.ppf(jnp.clip(right, 0.5, 1 - 1e-7))
 
 
@@ -132,6 +139,7 @@ def _sample_under_noise(
 ) -> tuple[np.ndarray, np.ndarray]:
     """How often each class is predicted among the first n0 noisy copies and the n others of each
     image: two of [B, num_classes]."""
+    inputs.check(images)
     check_batch_size(batch_size, 'batch_size')
     logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
     mesh = make_mesh()

@@ -104,6 +104,7 @@ def train_step(
     accumulate: int = 1,
     batch_norm: str = 'global',
     compute_dtype: str = 'float32',
+    matmul_precision: str = '',
 ) -> Callable[[TrainState, dict, jax.Array], tuple[TrainState, dict]]:
     """Returns the compiled step: (state, batch, key) -> state, metrics; the state is donated.
 
@@ -116,6 +117,7 @@ def train_step(
     accumulate: in how many parts, one after the other, an update's gradient is computed.
     batch_norm: 'global', or 'per_device': statistics of each device's part, as under jax.pmap.
     compute_dtype: 'bfloat16' computes the network, not the loss and the update, in it.
+    matmul_precision: jax's name of how exact products are; '' is its default.
     """
     per_device = batch_norm == 'per_device'
     forward = _forward(module, None if compute_dtype == 'float32' else jnp.dtype(compute_dtype))
@@ -160,12 +162,13 @@ def train_step(
             )
         else:
             nothing = jax.tree.map(jnp.zeros_like, params)
-            parts = (*_split((batch, state.carry), accumulate), jnp.arange(accumulate))
+            shards = 1 if per_device else mesh.size
+            parts = (*_split((batch, state.carry), accumulate, shards), jnp.arange(accumulate))
             (total, batch_stats), (carry, metrics) = jax.lax.scan(
                 add_part, (nothing, batch_stats), parts
             )
             gradient = jax.tree.map(lambda leaf: leaf / accumulate, total)
-            carry = _join(carry)
+            carry = _join(carry, shards)
             metrics = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), metrics)
         if per_device:
             gradient, batch_stats, metrics = jax.lax.pmean((gradient, batch_stats, metrics), 'data')
@@ -177,13 +180,14 @@ def train_step(
         first_nan = jnp.where((state.first_nan < 0) & ~finite, state.step, state.first_nan)
         return TrainState(state.step, variables, optimizer, carry, first_nan), metrics
 
+    @compiler.precision(matmul_precision)
     def step(state, batch, key):
         key = jax.random.fold_in(key, state.step)
         if per_device:
             key = jax.random.fold_in(key, jax.lax.axis_index('data'))
         augment_key, objective_key = jax.random.split(key)
         batch = {**batch, 'image': augment(augment_key, to_float(batch['image']))}
-        if objective.repeats == 1 or jax.default_backend() == 'cpu':
+        if objective.repeats == 1 or compiler.backend() == 'cpu':
             repeats = []
             for _ in range(objective.repeats):
                 state, metrics = update(state, batch, objective_key)
@@ -219,15 +223,25 @@ def train_step(
     )
 
 
-def _split(tree, parts):
-    """Arrays [B, ...] as [parts, B / parts, ...]: every so many-th example, so that each stays on
-    its device."""
-    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), tree)
+def _split(tree, parts, shards):
+    """Arrays [B, ...] as [parts, B / parts, ...]: of each device's share, so that nothing moves, a
+    run of neighbours, among which pseudo-labelled images are spread evenly."""
+
+    def split(x):
+        runs = x.reshape(shards, parts, -1, *x.shape[1:])
+        return jnp.moveaxis(runs, 1, 0).reshape(parts, -1, *x.shape[1:])
+
+    return jax.tree.map(split, tree)
 
 
-def _join(tree):
+def _join(tree, shards):
     """Undoes _split."""
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
+
+    def join(x):
+        runs = x.reshape(len(x), shards, -1, *x.shape[2:])
+        return jnp.moveaxis(runs, 0, 1).reshape(-1, *x.shape[2:])
+
+    return jax.tree.map(join, tree)
 
 
 def with_masks(variables: dict, density: float | None) -> dict:
@@ -258,6 +272,7 @@ def _predict(network, images):
     return jnp.argmax(network(images), axis=-1)
 
 
+@compiler.full_precision
 def predictions(
     network: Partial,
     key: jax.Array,

@@ -264,6 +264,50 @@ def test_residual_networks_with_batch_norm(arch):
         assert (lower <= sampled + 1e-4 * np.abs(sampled).max()).all()
 
 
+class Odd(nn.Module):
+    """A network with one layer that may have no bound."""
+
+    layer: str
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(4, (3, 3))(x)
+        layers = {
+            'silu': nn.silu,
+            'group_norm': nn.GroupNorm(2),
+            'steps': lambda x: nn.relu((10 * x).astype(int).astype(x.dtype)),
+            'gate': lambda x: x * (x > 0),
+        }
+        x = layers[self.layer](x)
+        return nn.Dense(3)(x.reshape(len(x), -1))
+
+
+@pytest.mark.parametrize(
+    ('layer', 'message'),
+    [
+        ('silu', r"'logistic'.* at .*test_bounds\.py:\d+.*relu"),
+        ('group_norm', r'at .*test_bounds\.py:\d+.*; GroupNorm'),
+        # An interval through a cast was [0.5, 0.5] where the truth went down to -0.5.
+        ('steps', r"'convert_element_type'.* at .*test_bounds\.py:\d+.*casts to integers"),
+        ('gate', r"'convert_element_type'.* at .*test_bounds\.py:\d+.*comparisons as numbers"),
+    ],
+)
+def test_what_has_no_bound_is_refused_at_the_users_line(layer, message):
+    images = jnp.full((1, 6, 6, 2), 0.09)
+    variables = Odd(layer).init(jax.random.key(0), images)
+    with pytest.raises(NotImplementedError, match=message):
+        margins(Partial(Odd(layer).apply, variables), images, jnp.zeros(1, int), eps=0.02)
+
+
+def test_an_empty_ball_has_the_clean_margins(everything):
+    network, images, labels = everything
+    logits = network(images)
+    clean = jnp.take_along_axis(logits, labels[:, None], 1) - logits
+    for method in METHODS:
+        lower = margins(network, images, labels, eps=0.0, method=method)
+        np.testing.assert_allclose(lower, clean, atol=1e-5)
+
+
 def test_errors_say_what_was_wrong(everything):
     network, images, labels = everything
 
@@ -274,14 +318,14 @@ def test_errors_say_what_was_wrong(everything):
         margins(loud, images, labels, eps=0.1)
     training = Partial(lambda v, x: Everything().apply(v, x, True, mutable=['batch_stats'])[0])
     training = Partial(training.func, network.args[0])
-    with pytest.raises(NotImplementedError, match='BatchNorm: it must be in eval mode'):
+    with pytest.raises(NotImplementedError, match='BatchNorm must be in eval mode'):
         margins(training, images, labels, eps=0.1)
     with pytest.raises(ValueError, match='do not depend on the image'):
         margins(lambda x: jnp.zeros((len(x), 3)), images, labels, eps=0.1)
     for eps in (-0.1, 1.1):
         with pytest.raises(ValueError, match='eps is'):
             margins(network, images, labels, eps=eps)
-    with pytest.raises(ValueError, match='lower above upper'):
+    with pytest.raises(ValueError, match=r'images have values from 2.* to .*: expected \[0, 1\]'):
         margins(network, images + 2, labels, eps=0.1)
     with pytest.raises(ValueError, match='unknown method'):
         margins(network, images, labels, eps=0.1, method='deeppoly')

@@ -37,6 +37,13 @@ def test_ramps_of_crown_ibp_are_the_originals(ramp):
     np.testing.assert_allclose(found, recorded, rtol=1e-4, atol=1e-12)
 
 
+def test_a_ramp_within_one_step_ends_at_1():
+    """It was NaN for the rest of the phase."""
+    for epochs in (0.05, 0.1):  # half a step, and one
+        found = [fraction('smoothed', at(step, epochs)) for step in range(4)]
+        np.testing.assert_array_equal(found, [0, 1, 1, 1])
+
+
 def test_schedules_of_mixtrain_are_the_originals():
     epsilon, weights = SCHEDULES['mixtrain_epsilon'], SCHEDULES['mixtrain_interval_weight']
     starts = [at(10 * epoch, 15.0) for epoch in range(len(weights))]

@@ -12,11 +12,12 @@ import numpy as np
 import optax
 import pytest
 
-from robustprune_jax import checkpoint, pipeline
+from robustprune_jax import checkpoint, compiler, pipeline
 from robustprune_jax.config import check, default
 from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.files import read_jsonl
 from robustprune_jax.models import create_model
+from robustprune_jax.models.layers import batch_norm
 from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.sharding import make_mesh
 from robustprune_jax.step import create_state, place, train_step
@@ -47,8 +48,10 @@ class Linear(nn.Module):
         return nn.Dense(2, use_bias=False)(images.reshape(len(images), -1))
 
 
-def test_free_moves_weights_and_images_by_one_gradient():
-    """Two batches, two updates on each, by hand; black and white pixels move too."""
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])
+def test_free_moves_weights_and_images_by_one_gradient(platform):
+    """Two batches, two updates on each, by hand; black and white pixels move too. Unrolled as on
+    CPU, and scanned as elsewhere."""
     config = default()
     config.free.n_repeats = 2
     config.attack.eps = 0.1
@@ -57,7 +60,8 @@ def test_free_moves_weights_and_images_by_one_gradient():
     labels = np.array([0, 1])
     variables = {'params': {'Dense_0': {'kernel': kernel}}}
     batch = {'image': images.reshape(2, 1, 3, 1), 'label': labels}
-    state, _ = stepped(Linear(), variables, batch, config, 'free', steps=2)
+    with compiler.platform(platform):
+        state, _ = stepped(Linear(), variables, batch, config, 'free', steps=2)
 
     delta = np.zeros_like(images)
     for _ in range(4):
@@ -154,6 +158,46 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(mnist_step):
         (whole.variables, whole_metrics),
         (parts.variables, metrics),
     )
+
+
+class Normalised(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(2)(batch_norm(images, train, 'bn').reshape(len(images), -1))
+
+
+def test_every_part_of_an_accumulated_batch_is_mixed_like_the_batch():
+    """Of two kinds of images in turn, as pseudo-labelled ones come, each part had one kind, so
+    that BatchNorm saw one at a time."""
+    images = np.zeros((16, 2, 2, 1), np.float32)
+    images[1::2] = 1
+    batch = {'image': images, 'label': np.zeros(16, np.int32)}
+    variables = Normalised().init(jax.random.key(0), images)
+    state, _ = stepped(Normalised(), variables, batch, default(), 'natural', accumulate=4)
+    np.testing.assert_allclose(
+        state.variables['batch_stats']['bn']['mean'], 0.5 * (1 - 0.9**4), rtol=1e-5
+    )
+
+
+class Asks(nn.Module):
+    """Notes the precision that it is traced under."""
+
+    asked = []  # noqa: RUF012
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        self.asked.append(jax.config.jax_default_matmul_precision)
+        return nn.Dense(2)(images.reshape(len(images), -1))
+
+
+def test_training_takes_the_precision_that_is_asked_for():
+    batch = {'image': np.zeros((4, 2, 2, 1), np.float32), 'label': np.zeros(4, np.int32)}
+    variables = Asks().init(jax.random.key(0), batch['image'])
+    for name, expected in (('', 'bfloat16'), ('highest', 'highest')):
+        Asks.asked.clear()
+        with jax.default_matmul_precision('bfloat16'):
+            stepped(Asks(), variables, batch, default(), 'natural', matmul_precision=name)
+        assert set(Asks.asked) == {expected}
 
 
 def test_bfloat16_computes_with_float32_parameters(mnist_step):

@@ -1,9 +1,14 @@
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from robustprune_jax.attacks import cross_entropy
+from robustprune_jax.config import default
+from robustprune_jax.data import Split, Splits
 from robustprune_jax.masks import (
     apply_masks,
     init_scores,
@@ -12,6 +17,8 @@ from robustprune_jax.masks import (
     sparsity,
     topk_masks,
 )
+from robustprune_jax.models import create_model
+from robustprune_jax.phase import start_variables
 
 
 def test_keeps_the_largest_magnitudes_of_each_layer():
@@ -145,3 +152,23 @@ def test_snip_s_scores_are_weights_times_gradients():
 
     assert jax.tree.structure(snip_scores(loss, params)) == jax.tree.structure({'a': {'kernel': 0}})
     np.testing.assert_array_equal(snip_scores(loss, params)['a']['kernel'], [[2, 4], [0, 15]])
+
+
+def test_snip_normalises_an_untrained_network_by_its_batch():
+    """Its running statistics are not those of its images: half of the mask was another one."""
+    rng = np.random.default_rng(0)
+    train = Split(rng.integers(0, 256, (16, 8, 8, 3), np.uint8), np.arange(16, dtype=np.int32) % 10)
+    module = create_model('vgg2_bn')
+    images = train.images / np.float32(255)
+    source = jax.jit(module.init)(jax.random.key(0), images)
+    config = default()
+    config.lwm.update(score_init='snip', batch_size=16)
+    sparse = start_variables(config, 'lwm', 0.1, source, module, Splits(train, train, train))
+
+    def loss(params):
+        logits, _ = module.apply({**source, 'params': params}, images, True, mutable='batch_stats')
+        return jnp.mean(cross_entropy(logits, train.labels))
+
+    expected = topk_masks(jax.jit(partial(snip_scores, loss))(source['params']), 0.1)
+    same = jax.tree.map(lambda a, b: np.mean(a == b), sparse['masks'], expected)
+    assert min(jax.tree.leaves(same)) > 0.99  # rounding may order equals otherwise

@@ -8,7 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from robustprune_jax.models import MODELS, create_model, resnet
-from robustprune_jax.models.layers import conv
+from robustprune_jax.models.layers import batch_norm, conv
 
 
 def initial(arch, size=32, channels=3, **kw):
@@ -143,6 +143,26 @@ def test_batch_norm_follows_torchs_constants():
     np.testing.assert_allclose(stats['mean'], 0.1 * features.mean((0, 1, 2)), atol=1e-6)
     np.testing.assert_allclose(stats['var'], 0.9 + 0.1 * features.var((0, 1, 2)), atol=1e-6)
     assert not np.allclose(logits, module.apply(variables, images))
+
+
+class BatchNormAlone(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return batch_norm(x, True, 'bn')
+
+
+@pytest.mark.parametrize('offset', [30, 1000])
+def test_batch_norm_s_variance_is_right_around_a_large_mean(offset):
+    """The mean square less the squared mean was 2 to 800 % off there."""
+    x = np.random.default_rng(0).normal(size=(64, 8, 8, 4)) + offset
+    x = x.astype(np.float32)
+    module = BatchNormAlone()
+    variables = module.init(jax.random.key(0), x)
+    y, moved = module.apply(variables, x, mutable=['batch_stats'])
+    exact = x.astype(np.float64).var(axis=(0, 1, 2))
+    var = (moved['batch_stats']['bn']['var'] - 0.9) / 0.1
+    np.testing.assert_allclose(var, exact, rtol=1e-4)
+    np.testing.assert_allclose(y.std(axis=(0, 1, 2)), 1, rtol=1e-4)
 
 
 def test_unknown_architecture_names_the_nearest():

@@ -139,6 +139,36 @@ def test_two_processes_count_every_test_image_once(runs):
         assert lines == read_jsonl(one / 'examples' / path.name)[1:]
 
 
+def test_two_processes_prove_and_attack_what_one_does(small_config, tmp_path):
+    """They ended in a traceback at the first bound. The same network, evaluated by one process."""
+    flags = [
+        *small_config,
+        '--config.arch=mnist_model',
+        '--config.objective=crown_ibp',
+        '--config.certified.eps=0.02',
+        '--config.evaluate.examples=12',
+        '--config.evaluate.pgd.eps=0.02',
+        '--config.evaluate.certified.methods=ibp,crown',
+        '--config.evaluate.attack=standard',
+        '--config.evaluate.smooth.examples=3',
+        '--config.evaluate.smooth.n=50',
+        '--config.evaluate.smooth.batch_size=16',
+    ]
+    two, one = tmp_path / 'two', tmp_path / 'one'
+    run([['main.py', f'--workdir={two}', *flags, '--config.phases=pretrain,evaluate']] * 2, 1)
+    source = ['--config.phases=evaluate', f'--config.source={two / "pretrain"}']
+    run([['main.py', f'--workdir={one}', *flags, *source]], 1)
+    (network,), (alone,) = (
+        json.loads((path / 'result.json').read_text())['networks'] for path in (two, one)
+    )
+    assert set(network['robust']) == {'pgd', 'standard', 'ibp', 'crown', 'smooth'}
+    for evaluation in network['robust']:
+        name = f'examples/pretrain.{evaluation}.jsonl'
+        for a, b in zip(*(read_jsonl(path / name)[1:] for path in (two, one)), strict=True):
+            assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+    assert network['robust'] == alone['robust']
+
+
 def test_a_stopped_run_goes_on_with_other_processes(runs, small_config, tmp_path):
     """SIGTERM to one of two processes; then one process with one device finishes."""
     workdir = tmp_path / 'run'

@@ -17,6 +17,7 @@ from robustprune_jax.objectives import OBJECTIVES, Progress
 from robustprune_jax.smoothing import (
     ABSTAIN,
     certify,
+    log_soft_vote,
     lower_confidence_bound,
     predict,
     soft_radii,
@@ -77,9 +78,9 @@ def test_counts_do_not_depend_on_how_images_are_batched():
 
 
 def test_predict_abstains_at_the_plane():
-    on_plane = IMAGES[:20] - (DISTANCES[:20, None] * WEIGHTS / np.linalg.norm(WEIGHTS)).reshape(
-        20, 2, 2, 3
-    )
+    near = 0.5 + 0.5 * (IMAGES[:20] - 0.5)  # so that on the plane they are still in [0, 1]
+    to_plane = 0.5 * DISTANCES[:20, None] * WEIGHTS / np.linalg.norm(WEIGHTS)
+    on_plane = near - to_plane.reshape(20, 2, 2, 3)
     kw = {'sigma': SIGMA, 'n': 500, 'alpha': 0.001, 'batch_size': 2048, 'num_classes': 2}
     assert (predict(LINEAR, jax.random.key(4), on_plane, **kw) == ABSTAIN).sum() >= 18
     far = np.abs(DISTANCES) > 0.5 * SIGMA
@@ -129,6 +130,14 @@ def test_gaussian_augmentation_is_cross_entropy_under_the_noise():
     assert float(value) == pytest.approx(float(expected.mean()), rel=1e-5)
     right = logits.argmax(1) == batch['label']
     assert float(metrics['noisy_accuracy']) == pytest.approx(float(right.mean()))
+
+
+def test_soft_votes_stay_finite_where_a_class_has_none():
+    """The mean softmax of such logits is 0 in float32, and its logarithm made training NaN."""
+    certain = Partial(lambda x: jnp.full((len(x), 3), jnp.array([135.0, 1.5, 3.0])))
+    images = IMAGES[:2]
+    votes = log_soft_vote(certain, jnp.zeros((4, *images.shape)), images)
+    np.testing.assert_allclose(votes, [[0, -133.5, -132]] * 2, rtol=1e-6)
 
 
 def test_smoothadv_is_harder_than_noise_alone():

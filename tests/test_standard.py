@@ -323,12 +323,12 @@ def _with_nan(images):
 @pytest.mark.parametrize(
     ('wrong', 'message'),
     [
-        ({'eps': 0.0}, 'eps is 0.0: expected above 0 and at most 1'),
-        ({'eps': 8.0}, 'eps is 8.0: expected above 0 and at most 1'),
+        ({'eps': -0.1}, 'eps is -0.1: expected a radius from 0 to 1 in linf'),
+        ({'eps': 8.0}, r'eps is 8.0: expected a radius from 0 to 1 in linf, .*8/255'),
         ({'norm': 'linfty'}, "unknown norm 'linfty': one of linf, l2"),
         ({'attacks': ('pgd',)}, "unknown attack 'pgd': one of apgd-ce"),
-        ({'images': IMAGES * 255}, r'image 0 has values from .* expected images in \[0, 1\]'),
-        ({'images': IMAGES * np.nan}, 'image 0 has values from nan'),
+        ({'images': IMAGES * 255}, r'images have values from .*: expected \[0, 1\] \(0..255'),
+        ({'images': IMAGES * np.nan}, 'images have values from nan'),
         ({'images': IMAGES[0]}, 'images have shape'),
         ({'labels': LABELS[:5]}, r'labels are int32 \[5\]: expected ints \[24\]'),
         ({'labels': np.full(24, 4)}, 'label of image 0 is 4: the network has classes 0 to 3'),

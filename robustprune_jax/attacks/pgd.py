@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
+from robustprune_jax import compiler, inputs
+
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns the cross-entropy of each example, [B]."""
@@ -75,6 +77,22 @@ def _step(logits_fn, loss, x, images, labels, eps, step_size, norm):
     return project(jnp.clip(x + step_size * direction(gradient), 0, 1), images, eps)
 
 
+@partial(jax.jit, static_argnames=('steps', 'norm'))
+def _looped(logits_fn, loss, x, images, labels, eps, step_size, steps, norm):
+    """All steps as one program."""
+    return jax.lax.fori_loop(
+        0, steps, lambda _, x: _step(logits_fn, loss, x, images, labels, eps, step_size, norm), x
+    )
+
+
+def _unrolled(logits_fn, loss, x, images, labels, eps, step_size, steps, norm):
+    """The same for CPU, where convolutions inside a loop body run 2.6 times slower. Outside jit
+    this is a loop of dispatches of one compiled step."""
+    for _ in range(steps):
+        x = _step(logits_fn, loss, x, images, labels, eps, step_size, norm)
+    return x
+
+
 @jax.jit
 def _badness(logits_fn, loss, x, labels):
     """How good an attack x is: misclassified beats any loss."""
@@ -102,7 +120,8 @@ def pgd(
     ('linf' or 'l2'). Each restart begins at a random point of the ball and keeps its last iterate;
     per image the first restart that fools the network wins, otherwise the one of highest loss.
     start: start images [B, H, W, C] of the first restart. loss: a name of LOSSES, or
-    (logits, labels) -> [B], ascended. Raises ValueError on an unknown norm or loss.
+    (logits, labels) -> [B], ascended. Raises ValueError on an unknown norm or loss and, outside
+    `jit`, on images, labels or eps that are not what they should be.
 
     Runs inside or outside `jit`. The network should be in eval mode.
     """
@@ -114,23 +133,16 @@ def pgd(
         loss = LOSSES[loss]
     # Both are pytrees, so a new closure over new weights never retraces.
     logits_fn, loss = (f if isinstance(f, Partial) else Partial(f) for f in (logits_fn, loss))
-
-    def step(x):
-        return _step(logits_fn, loss, x, images, labels, eps, step_size, norm)
-
+    inputs.check(images, labels, eps=eps, norm=norm)
+    inputs.check_network(logits_fn, images, labels)
+    ascend = _unrolled if compiler.backend() == 'cpu' else _looped
     best = best_badness = None
     for restart in range(restarts):
         if restart or start is None:
             x = jnp.clip(NORMS[norm][0](jax.random.fold_in(key, restart), images, eps), 0, 1)
         else:
             x = start
-        if jax.default_backend() == 'cpu':
-            # Convolutions inside a loop body run 2.6 times slower on the CPU backend. Outside jit
-            # this is a loop of dispatches of one compiled step.
-            for _ in range(steps):
-                x = step(x)
-        else:
-            x = jax.lax.fori_loop(0, steps, lambda _, x: step(x), x)
+        x = ascend(logits_fn, loss, x, images, labels, eps, step_size, steps, norm)
         if restarts == 1:
             return x
         badness = _badness(logits_fn, loss, x, labels)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from robustprune_jax import compiler, inputs
 from robustprune_jax.attacks.apgd import apgd
 from robustprune_jax.attacks.fab import fab
 from robustprune_jax.attacks.pgd import NORMS, cross_entropy
@@ -102,6 +103,7 @@ def accuracy_after(broken_by: np.ndarray, attacks: tuple[str, ...] = STANDARD) -
     }
 
 
+@compiler.full_precision
 def in_order(
     logits_fn: Callable[..., jax.Array],
     key: jax.Array,
@@ -121,8 +123,9 @@ def in_order(
     first: the number of images[0] in its data set: an image's random numbers depend on `key` and
     its number. Other arguments, images, errors and warnings are those of `standard`.
     """
+    _check_settings(norm, attacks, samples, batch_size)
+    inputs.check(images, labels, eps=eps, norm=norm)
     images, labels = np.asarray(images, np.float32), np.asarray(labels)
-    _check_settings(images, labels, eps, norm, attacks, samples, batch_size)
     batch_size, logits_fn = on_all_devices(batch_size), on_devices(logits_fn)
 
     def drawn(number):
@@ -171,7 +174,7 @@ def _own(logits, labels):
     return np.arange(logits.shape[-1]) == labels[:, None]
 
 
-def _check_settings(images, labels, eps, norm, attacks, samples, batch_size):
+def _check_settings(norm, attacks, samples, batch_size):
     if norm not in NORMS:
         raise ValueError(f'unknown norm {norm!r}: one of {", ".join(NORMS)}')
     for name in attacks:
@@ -179,24 +182,8 @@ def _check_settings(images, labels, eps, norm, attacks, samples, batch_size):
             raise ValueError(f'unknown attack {name!r}: one of {", ".join(ATTACKS)}')
         if samples and not ATTACKS[name].draws:
             raise ValueError(f'{name} does not take samples: choose attacks={RAND}')
-    if images.ndim != 4 or not len(images):
-        raise ValueError(f'images have shape {images.shape}: expected [N, H, W, C], N at least 1')
-    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f'labels are {labels.dtype} {list(labels.shape)}: expected ints [{len(images)}]'
-        )
     if batch_size < 1:
         raise ValueError(f'batch_size is {batch_size}: expected at least 1')
-    largest = 1.0 if norm == 'linf' else math.sqrt(images[0].size)
-    if not 0 < eps <= largest:
-        raise ValueError(f'eps is {eps}: expected above 0 and at most {largest:g}, in pixel units')
-    outside = ~((images >= 0) & (images <= 1)).all(axis=(1, 2, 3))
-    if outside.any():
-        bad = images[outside.argmax()]
-        raise ValueError(
-            f'image {outside.argmax()} has values from {bad.min():g} to {bad.max():g}: '
-            'expected images in [0, 1]'
-        )
 
 
 def _check_logits(logits, labels, attacks):
@@ -204,12 +191,7 @@ def _check_logits(logits, labels, attacks):
     bad = ~np.isfinite(logits).all(-1)
     if bad.any():
         raise ValueError(f'the logits of image {bad.argmax()} are not finite')
-    bad = (labels < 0) | (labels >= classes)
-    if bad.any():
-        raise ValueError(
-            f'the label of image {bad.argmax()} is {labels[bad.argmax()]}: the network has '
-            f'classes 0 to {classes - 1}'
-        )
+    inputs.check_classes(labels, classes)
     for name in attacks:
         needed = ATTACKS[name].classes
         if classes < needed:
@@ -225,7 +207,7 @@ def _gradients(logits_fn, images, labels):
 
 
 def _doubt(message):
-    warnings.warn(f'the accuracy may be too high or too low: {message}', stacklevel=4)
+    warnings.warn(f'the accuracy may be too high or too low: {message}', stacklevel=5)
 
 
 def _warn(logits_fn, key, images, labels, logits, eps, attacks, batch_size):

@@ -4,7 +4,7 @@
     is_verified = verified(lower)  # [B]
 
 The bounds hold for the network in exact arithmetic, up to the rounding of the bounds themselves:
-about 1e-6 of the largest term in float32, and 1e-15 with dtype=jnp.float64.
+about 1e-6 of the largest term in float32, and 1e-15 with dtype=jnp.float64, on every device.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from robustprune_jax import compiler, inputs
 from robustprune_jax.bounds import linear
 from robustprune_jax.bounds.graph import build
 from robustprune_jax.bounds.nodes import Graph
@@ -26,6 +27,7 @@ DEFAULT_MEMORY_GB = 2.0
 CPU_CACHE_GB = 0.004
 
 
+@compiler.full_precision
 def margins(
     logits_fn: Callable[[jax.Array], jax.Array],
     images: jax.Array,
@@ -63,15 +65,17 @@ def margins(
     hold one row of a layer's bounds, NotImplementedError (with the line of the model) on an
     operation that has no bound. Differentiable, and runs inside or outside `jit`.
     """
+    _check_settings(method, norm, clip, dtype, engine)
+    of_labels = spec is None
+    inputs.check(images, labels if of_labels else None, eps=eps, norm=norm, box=clip)
     images = jnp.asarray(images)
     logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
-    _check(images, eps, method, norm, clip, dtype, engine)
     logits = jax.eval_shape(logits_fn, images).shape[-1]
-    of_labels = spec is None
     if of_labels:
         classes = num_classes or logits
         if not 2 <= classes <= logits:
             raise ValueError(f'num_classes is {num_classes}: the network has {logits} logits')
+        inputs.check_classes(labels, classes)
         spec = jax.vmap(partial(label_spec, classes=classes, logits=logits))(jnp.asarray(labels))
     elif spec.shape[-1] != logits:
         raise ValueError(f'spec has {spec.shape[-1]} columns: the network has {logits} logits')
@@ -101,7 +105,7 @@ def verified(lower: jax.Array) -> jax.Array:
     return jnp.sum(lower > 0, axis=-1) == lower.shape[-1] - 1
 
 
-def _check(images, eps, method, norm, clip, dtype, engine):
+def _check_settings(method, norm, clip, dtype, engine):
     for name, value, known in (
         ('method', method, METHODS),
         ('norm', norm, NORMS),
@@ -115,18 +119,8 @@ def _check(images, eps, method, norm, clip, dtype, engine):
         raise ValueError("engine='jax_verify' has methods ibp and crown_ibp, norm linf, no dtype")
     if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError("dtype=float64 needs jax.config.update('jax_enable_x64', True)")
-    if isinstance(images, jax.core.Tracer) or isinstance(eps, jax.core.Tracer):
-        return
-    images, eps = np.asarray(images), np.asarray(eps)  # numpy: under jit, jnp would stage these
-    if (eps < 0).any() or (norm == 'linf' and (eps > 1).any()):
-        raise ValueError(f'eps is {eps}: expected a radius in pixel units, in [0, 1] for linf')
-    if clip is not None:
-        low, high = clip
-        if low > high or (images + eps.max() < low).any() or (images - eps.max() > high).any():
-            raise ValueError(
-                f'empty boxes, lower above upper: images in [{images.min()}, {images.max()}] '
-                f'with eps {eps.max()} do not reach clip={clip}'
-            )
+    if clip is not None and clip[0] > clip[1]:
+        raise ValueError(f'clip is {clip}: expected (least, largest) value of a pixel')
 
 
 def _other_classes(label, classes):
@@ -159,7 +153,7 @@ def _box(image, eps, clip):
 def _native(logits_fn, images, eps, spec, clip, method, norm, dtype, memory_gb):
     slope = linear.parallel_slope if method == 'symbolic' else linear.crown_slope
     refines = method in ('crown', 'symbolic')
-    groups = len(images) if refines and jax.default_backend() == 'cpu' else 1
+    groups = len(images) if refines and compiler.backend() == 'cpu' else 1
 
     def one(image, eps, spec):
         graph, ball = problem(logits_fn, image, eps, clip, norm, dtype)
@@ -185,7 +179,7 @@ def rows_in_memory(graph: Graph, images: int, memory_gb: float) -> Callable[[int
 
     Raises MemoryError when not even one fits.
     """
-    limit = min(memory_gb, CPU_CACHE_GB) if jax.default_backend() == 'cpu' else memory_gb
+    limit = min(memory_gb, CPU_CACHE_GB) if compiler.backend() == 'cpu' else memory_gb
 
     def rows(number):
         # Both signs; the rows of the widest node on the way, and what is computed from them.

@@ -8,6 +8,8 @@ Written with matrix products, so are all its derivatives.
 import jax
 import jax.numpy as jnp
 
+from robustprune_jax import compiler
+
 
 def transpose(eqn, weights: jax.Array):
     """Returns rows -> the convolution's transpose applied to them, or None to leave it to XLA.
@@ -18,7 +20,7 @@ def transpose(eqn, weights: jax.Array):
     numbers = p['dimension_numbers']
     kernel, stride = weights.shape[:2], p['window_strides']
     if (
-        jax.default_backend() != 'cpu'
+        compiler.backend() != 'cpu'
         or (numbers.lhs_spec, numbers.rhs_spec) != ((0, 3, 1, 2), (3, 2, 0, 1))
         or numbers.out_spec != (0, 3, 1, 2)
         or {*p['lhs_dilation'], *p['rhs_dilation']} != {1}

@@ -5,8 +5,10 @@ image, such as weights, BatchNorm's statistics and masks, is computed while the 
 ends up as constants (or tracers, when differentiated) inside the nodes.
 """
 
+import os
 from collections.abc import Callable
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,9 @@ from jax.extend.core import Literal
 
 from robustprune_jax.bounds.nodes import Graph, Ref, Sign, affine, bind
 from robustprune_jax.bounds.rules import RULES
+
+# What a user reads is to be a line of the model, not of the layers that it is made of.
+source_info_util.register_exclusion(os.path.dirname(flax.__file__))
 
 _PLATFORM = object()  # the number of the platform that the program runs on
 
@@ -40,8 +45,11 @@ def build(
     return graph
 
 
-def _interpret(graph: Graph, jaxpr, consts, args) -> list:
-    """The jaxpr's outputs: arrays, or Ref where they depend on the image."""
+def _interpret(graph: Graph, jaxpr, consts, args, callers=()) -> list:
+    """The jaxpr's outputs: arrays, or Ref where they depend on the image.
+
+    callers: the equations that the jaxpr is nested in, outermost first.
+    """
     values = {}
 
     def read(atom):
@@ -51,7 +59,7 @@ def _interpret(graph: Graph, jaxpr, consts, args) -> list:
     values.update(zip(jaxpr.invars, args, strict=True))
     for eqn in jaxpr.eqns:
         inputs = [read(atom) for atom in eqn.invars]
-        outputs = _equation(graph, _retyped(eqn, graph.dtype), inputs)
+        outputs = _equation(graph, _retyped(eqn, graph.dtype), inputs, callers)
         values.update(zip(eqn.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -72,31 +80,53 @@ def _retyped(eqn, dtype):
     return eqn.replace(params={**eqn.params, **floats})
 
 
-def _equation(graph, eqn, inputs):
-    name = eqn.primitive.name
+def _equation(graph, eqn, inputs, callers):
+    name, nested = eqn.primitive.name, (*callers, eqn)
     if name == 'platform_index':
         return [_PLATFORM]
     if name in _NESTED:
         inner = _closed(eqn.params[_NESTED[name]])
-        return _interpret(graph, inner.jaxpr, inner.consts, inputs)
+        return _interpret(graph, inner.jaxpr, inner.consts, inputs, nested)
     if name == 'cond' and (branch := _branch(eqn, inputs[0])) is not None:
-        return _interpret(graph, branch.jaxpr, branch.consts, inputs[1:])
+        return _interpret(graph, branch.jaxpr, branch.consts, inputs[1:], nested)
     if not any(isinstance(x, Ref | Sign) for x in inputs):
         outputs = bind(eqn, inputs)
         return outputs if eqn.primitive.multiple_results else [outputs]
-    out = RULES[name](graph, eqn, inputs) if name in RULES else None
+    # What a comparison says is no number: it can only select.
+    has_rule = name in RULES and (
+        name == 'select_n' or not any(isinstance(x, Sign) for x in inputs)
+    )
+    out = RULES[name](graph, eqn, inputs) if has_rule else None
     if out is None:
-        line = source_info_util.summarize(eqn.source_info)
-        hint = f'there are bounds for {", ".join(sorted([*RULES, *_NESTED]))}'
-        if name in ('square', 'integer_pow', 'rsqrt', 'mul'):
-            hint = (
-                'if this is BatchNorm: it must be in eval mode inside a bound, and certified '
-                'recipes use networks without it'
-            )
-        raise NotImplementedError(
-            f'no bound for the primitive {name!r}, as the model uses it at {line}; {hint}'
-        )
+        raise NotImplementedError(_refusal(nested))
     return out if isinstance(out, list) else [out]
+
+
+def _refusal(nested) -> str:
+    """What has no bound, where the model uses it, and what would have one."""
+    name = nested[-1].primitive.name
+    # jax keeps of a nested program only its own part of the stack, often nothing of the user's.
+    lines = [source_info_util.summarize(eqn.source_info) for eqn in nested]
+    line = next(filter(None, reversed(lines)), 'an unknown line')
+    calls = {
+        frame.function_name.split('.')[0]
+        for eqn in nested
+        if eqn.source_info.traceback
+        for frame in eqn.source_info.traceback.frames
+    }
+    norms = sorted(call for call in calls if call.endswith('Norm'))
+    if any('BatchNorm' in norm for norm in norms):
+        hint = (
+            'BatchNorm must be in eval mode inside a bound, and certified recipes use networks '
+            'without it'
+        )
+    elif norms:
+        hint = f'{norms[0]} divides by what it measures in the image: take BatchNorm, or none'
+    elif name == 'convert_element_type':
+        hint = 'casts to integers, and comparisons as numbers, are steps'
+    else:
+        hint = 'there are bounds for affine functions, relu, leaky relu and maxima of windows'
+    return f'no bound for the primitive {name!r}, as the model uses it at {line}; {hint}'
 
 
 def _branch(eqn, index):

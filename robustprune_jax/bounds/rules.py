@@ -23,6 +23,13 @@ def _structural(graph, eqn, inputs):
     return affine(graph, eqn.primitive.name, inputs, _call(eqn), _call(eqn))
 
 
+def _convert(graph, eqn, inputs):
+    """Between types of floats: a cast to integers is a step function."""
+    if not jnp.issubdtype(eqn.params['new_dtype'], jnp.floating):
+        return None
+    return _structural(graph, eqn, inputs)
+
+
 def _pad(graph, eqn, inputs):
     if not isinstance(inputs[0], Ref) or isinstance(inputs[1], Ref):
         return None
@@ -160,12 +167,12 @@ RULES = {
             'reduce_sum',
             'reduce_window_sum',
             'cumsum',
-            'convert_element_type',
             'copy',
             'gather',
         ),
         _structural,
     ),
+    'convert_element_type': _convert,
     'pad': _pad,
     'concatenate': _concatenate,
     'stack': _concatenate,

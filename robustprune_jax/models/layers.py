@@ -161,9 +161,11 @@ def _normalise_forward(x, scale, bias, epsilon):
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     count = x.size // x.shape[-1]
     mean = _channel_sums(wide) / count
-    var = jnp.maximum(_channel_sums(wide * wide) / count - mean * mean, 0)
+    # Not the mean square less the squared mean: where the mean is large these are nearly equal.
+    centred = wide - mean
+    var = _channel_sums(centred * centred) / count
     inverse = jax.lax.rsqrt(var + epsilon)
-    y = (wide - mean) * (inverse * scale) + bias
+    y = centred * (inverse * scale) + bias
     return (y.astype(x.dtype), mean, var), (x, mean, inverse, scale)
 
 

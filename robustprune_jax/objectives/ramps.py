@@ -20,10 +20,11 @@ def staircase(progress: Progress) -> jax.Array:
 
 def smoothed(progress: Progress) -> jax.Array:
     """Returns a fourth power up to a quarter of the way, then its tangent (Xu et al. 2020)."""
-    end = progress.ramp_epochs * progress.steps_per_epoch
+    end = max(progress.ramp_epochs * progress.steps_per_epoch, 1)  # step 0 has nothing, step 1 all
     middle = max(int(end / 4), 1)
     at_middle = middle / (4 * (end - middle) + middle)
-    straight = at_middle + (1 - at_middle) * (progress.step - middle) / (end - middle)
+    rate = (1 - at_middle) / max(end - middle, 1)
+    straight = at_middle + rate * (progress.step - middle)
     return jnp.where(progress.step < middle, at_middle * (progress.step / middle) ** 4, straight)
 
 

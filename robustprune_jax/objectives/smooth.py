@@ -14,7 +14,7 @@ from robustprune_jax.objectives.objective import (
     kl_divergence,
     normal_noise,
 )
-from robustprune_jax.smoothing import soft_vote
+from robustprune_jax.smoothing import log_soft_vote
 
 
 def _stability(config):
@@ -62,7 +62,7 @@ def _adversarial(config):
         images, labels = batch['image'], batch['label']
         noise_key, attack_key = jax.random.split(key)
         noise = sigma * jax.random.normal(noise_key, (samples, *images.shape), images.dtype)
-        vote = Partial(_log_vote, frozen_logits(logits_of), noise)
+        vote = Partial(log_soft_vote, frozen_logits(logits_of), noise)
         adversarial = attacks.pgd(vote, attack_key, images, labels, **attack)
         noisy_images = (adversarial + noise).reshape(-1, *images.shape[1:])
         noisy, batch_stats = logits_of(noisy_images, train=True)
@@ -71,11 +71,6 @@ def _adversarial(config):
         return jnp.mean(cross_entropy(noisy, repeated)), (carry, batch_stats, metrics)
 
     return loss
-
-
-def _log_vote(network, noise, images):
-    """Logits of the soft smoothed classifier: its log-probabilities."""
-    return jnp.log(soft_vote(network, noise, images))
 
 
 SMOOTHINGS = {'stability': _stability, 'gaussian': _gaussian, 'adversarial': _adversarial}
