@@ -137,7 +137,7 @@ def main() -> None:
                     full_decode(file, i)
             part = train.images[: len(files)]
             with measured(f'{size} JPEG, as training cuts it', len(part)):
-                part.random(np.arange(len(part)))
+                part.random(np.arange(len(part)), np.arange(len(part)))
         train = image_folder(small).train
         threads = f'500x375 JPEG, training, {os.cpu_count()} threads'
         batches_of(threads, train_batches(*train, batch_size=BATCH, seed=0), 14)

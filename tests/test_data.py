@@ -3,7 +3,10 @@
 import gzip
 import os
 import pickle
+import re
 import struct
+import warnings
+import zipfile
 
 import grain
 import jax
@@ -176,6 +179,7 @@ IMAGES = idx_bytes(np.zeros((4, 3, 2)))  # 16 bytes of header, 24 of pixels
         (IMAGES + b'x', 'too long: 41 bytes, its header says 40'),
         (idx_bytes(np.zeros(4)), r'magic number 0x00000801, must be 0x00000803 \(unsigned bytes'),
         (idx_bytes(np.zeros((3, 3, 2))), '3 images but 4 labels'),
+        (idx_bytes(np.zeros((4, 3, 0))), r'images are uint8 \(4, 3, 0, 1\), must be'),
         (idx_bytes(np.zeros((4, 2, 2))), r'training images are \(3, 2, 1\), test images \(2, 2,'),
     ],
 )
@@ -226,11 +230,20 @@ def test_npz(tmp_path, npz_arrays):
     ('key', 'change', 'message'),
     [
         ('test_labels', None, 'no test_labels in it; it has train_images, train_labels, test_im'),
-        ('train_images', lambda a: a / 255, r'train_images is float64, must be uint8.*\* 255'),
-        ('train_images', lambda a: a.astype(np.int64), 'train_images is int64, must be uint8'),
-        ('test_images', lambda a: a[0, ..., 0], r'test_images has shape \(3, 2\), must be \[N'),
-        ('test_labels', lambda a: a / 1, r'test_labels is float64 \(3,\), must be integers'),
-        ('test_labels', lambda a: a[:, None], r'test_labels is int64 \(3, 1\), must be integers'),
+        ('train_images', lambda a: a / 255, r'train split .* images are float64 .*\* 255'),
+        ('train_images', lambda a: a.astype(np.int64), 'images are int64 .*, must be uint8'),
+        ('test_images', lambda a: a[0, ..., 0], r'images are uint8 \(3, 2\), must be .*\[N, H'),
+        ('test_images', lambda a: a[:, :0, :0], r'\(3, 0, 0, 1\), must be .*C at least 1'),
+        ('test_images', lambda a: a[..., :0], r'\(3, 3, 2, 0\), must be .*C at least 1'),
+        ('test_labels', lambda a: a / 1, r'labels are float64 \(3,\), must be integers'),
+        ('test_labels', lambda a: a[:, None], r'labels are int64 \(3, 1\), must be integers'),
+        ('test_labels', lambda a: a.astype(str), r'labels are <U\d+ \(3,\), must be integers'),
+        ('test_labels', lambda a: a > 0, r'labels are bool \(3,\), must be integers'),
+        (
+            'test_labels',
+            lambda a: a.astype('m8[s]'),
+            r'labels are timedelta64\[s\] \(3,\), must be',
+        ),
         ('test_labels', lambda a: a - 1, r'test split of npz data in .*: label -1 at index 0'),
         ('test_labels', lambda a: a[:-1], '3 images but 2 labels'),
         ('test_labels', lambda a: a.astype(object), 'Object arrays cannot be loaded'),
@@ -244,6 +257,81 @@ def test_bad_npz_is_refused(tmp_path, npz_arrays, key, change, message):
         data.load(save_npz(tmp_path, npz_arrays))
 
 
+def npy(header):
+    """An array of bytes with any text as its header."""
+    text = header.encode().ljust(117) + b'\n'
+    return b'\x93NUMPY\1\0' + struct.pack('<H', len(text)) + text + bytes(36)
+
+
+@pytest.mark.parametrize(
+    'member',
+    [
+        b'',
+        b'no array',
+        npy("{'descr': '|u1'"),
+        npy("{'descr': '|u1', 'fortran_order': False, 'shape': (True, 3, 2, 1)}"),
+        npy("{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999999999999,)}"),
+        npy("{'descr': '|u1', 'fortran_order': False, 'shape': (6, 3, 2, 100000000000)}"),
+        npy('{[]: 1}'),
+        npy("{1: 2, 'a': 3}"),
+    ],
+)
+def test_a_broken_array_in_an_npz_file_ends_in_one_line(tmp_path, npz_arrays, member):
+    del npz_arrays['train_images']
+    section = save_npz(tmp_path, npz_arrays)
+    with zipfile.ZipFile(section.dir, 'a') as file:
+        file.writestr('train_images.npy', member)
+    with pytest.raises(ValueError, match=r'mine\.npz: .*\Z'):
+        data.load(section)
+
+
+@pytest.mark.parametrize(
+    ('place', 'value', 'message'),
+    [(8, 1, 'is encrypted'), (10, 9, 'compression method is not supported')],
+)
+def test_an_npz_file_that_is_packed_oddly_ends_in_one_line(
+    tmp_path, npz_arrays, place, value, message
+):
+    section = save_npz(tmp_path, npz_arrays)
+    path = tmp_path / 'mine.npz'
+    content = bytearray(path.read_bytes())
+    for entry in re.finditer(rb'PK\x01\x02', bytes(content)):  # of the directory at the end
+        content[entry.start() + place] = value
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf'mine\.npz: .*{message}'):
+        data.load(section)
+
+
+def test_an_npz_file_with_flipped_bytes_ends_in_one_line(tmp_path, npz_arrays):
+    section = save_npz(tmp_path, npz_arrays)
+    for packing in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(section.dir, 'w', packing) as file:
+            for key, array in npz_arrays.items():
+                with file.open(f'{key}.npy', 'w') as member:
+                    np.save(member, array)
+        content = bytearray((tmp_path / 'mine.npz').read_bytes())
+        content[60:100] = bytes(byte ^ 0x5A for byte in content[60:100])
+        (tmp_path / 'mine.npz').write_bytes(content)
+        with pytest.raises(ValueError, match=r'mine\.npz: '):
+            data.load(section)
+
+
+def test_classes_without_images_are_named(tmp_path, npz_arrays, monkeypatch):
+    section = save_npz(tmp_path, npz_arrays)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        data.load(section)
+    section.num_classes, section.train_examples = 5, 2
+    message = r'num_classes=5: train has none of 3 classes: 2, 3, 4; test .* 2 classes: 3, 4$'
+    with pytest.warns(UserWarning, match=message) as caught:
+        data.load(section)
+    assert len(caught) == 1
+    monkeypatch.setattr(jax, 'process_index', lambda: 1)  # of several, the first one tells
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        data.load(section)
+
+
 def test_empty_split(tmp_path, npz_arrays):
     empty = {key: npz_arrays[key][:0] for key in ('test_images', 'test_labels')}
     with pytest.raises(ValueError, match=r'test split of npz data in .*: no images'):
@@ -253,10 +341,10 @@ def test_empty_split(tmp_path, npz_arrays):
 def test_npz_that_is_not_one(tmp_path):
     path = tmp_path / 'mine.npz'
     for name in ('', str(tmp_path), str(path)):
-        with pytest.raises(FileNotFoundError, match=r'must be the path of an \.npz file'):
+        with pytest.raises(FileNotFoundError, match=r'must be the path of a whole \.npz file'):
             data.load(config(name='npz', dir=name))
     path.write_text('hello')
-    with pytest.raises(FileNotFoundError, match=r'must be the path of an \.npz file'):
+    with pytest.raises(FileNotFoundError, match=r'must be the path of a whole \.npz file'):
         data.load(config(name='npz', dir=str(path)))
 
 
@@ -400,6 +488,7 @@ def test_files_of_pseudo_labelled_images(tmp_path, npz_arrays, form):
         (print, r'asks for (__builtin__|builtins)\.print, which is refused; nothing ran'),
         ([1], 'holds a list, must hold a dict'),
         ({'data': 1}, 'no data and extrapolated_targets in it; it has data'),
+        ({1: 2}, 'no data and extrapolated_targets in it; it has 1'),
         ({'data': np.ones((2, 3)), 'extrapolated_targets': [0, 1]}, r'are float64 \(2, 3\), must'),
         (
             {'data': np.ones((2, 3, 2, 1), np.uint8), 'extrapolated_targets': [0.5, 1]},

@@ -1,6 +1,7 @@
 """ImageNet from its archives and from a folder per class: the same images, labels and batches."""
 
 import io
+import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -118,9 +119,12 @@ def test_the_folder_can_be_prepared_too(archives, tmp_path, tfds_folder):
 def test_labels_are_read_from_the_records_where_no_list_of_them_is(tfds_folder):
     expected = load('imagenet2012', tfds_folder).train.labels
     path = tfds_folder / 'imagenet2012/5.1.0/labels-train.npy'
+    whole = path.read_bytes()
     path.unlink()
     np.testing.assert_array_equal(load('imagenet2012', tfds_folder).train.labels, expected)
-    assert path.exists()
+    path.write_bytes(whole[: len(whole) // 2])  # damaged: made again
+    np.testing.assert_array_equal(load('imagenet2012', tfds_folder).train.labels, expected)
+    assert path.read_bytes() == whole
 
 
 def test_labels_of_the_validation_archive(tmp_path):
@@ -319,28 +323,115 @@ def test_a_corrupt_image_stops_training_with_its_name(damaged):
     for path in bad:
         i = [train.images.source[i][0] for i in range(48)].index(str(path))
         with pytest.raises(ValueError, match=f'{path}: cannot be decoded'):
-            train.images[i : i + 1].random(np.zeros(1, int))
+            train.images.random(np.array([i]), np.zeros(1, int))
 
 
 def test_corrupt_images_are_skipped_when_asked_to(damaged, capfd):
     root, bad = damaged
     train = load('image_folder', root, corrupt='skip').train
-    pixels, places = train.images[:6].random(np.arange(6))
-    assert places.tolist() == [0, 2, 2, 3, 4, 0]  # 1 and 5, of the second class, are bad
-    np.testing.assert_array_equal(pixels[1], pixels[2])
+    _, shown = train.images.random(np.arange(6), np.arange(6))
+    assert shown[[0, 2, 3, 4]].tolist() == [0, 2, 3, 4]
+    assert not {1, 5} & set(shown.tolist())  # of the second class, the bad ones
     seen = take(stream(train), 8)
     labels = np.concatenate([batch['label'] for batch in seen[:4]])
     assert len(labels) == 48
     error = capfd.readouterr().err
     assert 'skipped (2 so far)' in error and all(error.count(str(path)) == 1 for path in bad)
-    with pytest.raises(ValueError, match='no image of a whole batch can be decoded'):
-        train.images[[1, 5]].random(np.arange(2))
+    with pytest.raises(ValueError, match='none of 100 images in a row can be decoded; the last:'):
+        train.images[[1, 5]].random(np.arange(2), np.arange(2))
+
+
+def test_what_stands_in_does_not_depend_on_the_number_of_processes(damaged):
+    train = load('image_folder', damaged[0], corrupt='skip').train
+    whole = take(stream(train), 4)
+    parts = [take(stream(train, process=(i, 3)), 4) for i in range(3)]
+    joined = [
+        {key: np.concatenate([part[key] for part in step]) for key in ('image', 'label')}
+        for step in zip(*parts, strict=True)
+    ]
+    assert_same(joined, whole)
 
 
 def test_evaluation_never_skips(damaged):
     train = load('image_folder', damaged[0], corrupt='skip').train
     with pytest.raises(ValueError, match='cannot be decoded'):
         list(batches.eval_batches(*train, 16))
+
+
+def picture(array, form='png', **options):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, form, **options)
+    return file.getvalue()
+
+
+GREY = np.full((40, 40), 77, np.uint8)
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        picture(GREY.astype(np.uint16) * 257),
+        picture(GREY.astype(np.uint16) * 257, 'tiff'),
+        picture(np.full((1, 2**16), 77, np.uint8)),
+        picture(np.stack([GREY, 255 - GREY], axis=2)),  # with alpha
+        picture(GREY, 'gif', save_all=True, append_images=[Image.fromarray(255 - GREY)]),
+    ],
+    ids=['16 bits', '16 bits, tiff', 'very long', 'half transparent', 'animated'],
+)
+def test_unusual_pictures_keep_their_grey(content):
+    images = encoded.EncodedImages([('x', content)], SIZE)
+    for pixels in (np.asarray(images), images.random(np.zeros(1, int), np.zeros(1, int))[0]):
+        assert pixels.shape == (1, SIZE, SIZE, 3) and (pixels == 77).all()
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (b'', 'no image format'),
+        (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n', 'no image format'),
+        (picture(GREY.astype(np.float32), 'tiff'), 'of mode F, have no range: save them as 8 bits'),
+        (picture(GREY.astype(np.int32), 'tiff'), 'of mode I, have no range: save them as 8 bits'),
+    ],
+    ids=['empty', 'eps', 'floats', 'integers'],
+)
+def test_pictures_whose_meaning_is_unclear_are_refused(content, message):
+    with pytest.raises(ValueError, match=rf'x: cannot be decoded \(.*{message}'):
+        np.asarray(encoded.EncodedImages([('x', content)], SIZE))
+
+
+@pytest.fixture
+def small_folder(tmp_path):
+    for part in ('train', 'val'):
+        (tmp_path / part / 'cat').mkdir(parents=True)
+        (tmp_path / part / 'cat' / '1.png').write_bytes(picture(GREY))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ('link', 'target', 'message'),
+    [
+        ('train/cat/loop', 'train/cat', 'loop. is a link to a folder whose images are counted'),
+        ('train/cat/up', 'train', r'up/cat. is a link to a folder whose images are counted'),
+        ('train/cat/2.png', 'nowhere', r'2\.png. is no file, or a link to none'),
+        ('train/cat/2.png', '/dev/null', r'2\.png. is no file, or a link to none'),
+    ],
+)
+def test_links_that_make_no_sense_are_refused_at_once(small_folder, link, target, message):
+    (small_folder / link).symlink_to(small_folder / target)
+    with pytest.raises(ValueError, match=message):
+        load('image_folder', small_folder, num_classes=1)
+
+
+def test_files_of_any_name_are_read_and_named_in_one_line(small_folder):
+    cat = os.fsencode(small_folder / 'train' / 'cat')
+    for name, content in ((b'caf\xe9\n.png', picture(GREY)), (b'new\nline.png', b'')):
+        with open(cat + b'/' + name, 'wb') as file:
+            file.write(content)
+    (small_folder / 'train' / 'cat' / 'folder.png').mkdir()
+    train = load('image_folder', small_folder, num_classes=1).train
+    assert len(train.labels) == 3 and (np.asarray(train.images[:2]) == 77).all()
+    with pytest.raises(ValueError, match=r'/train/cat/new\\nline\.png: cannot be decoded'):
+        np.asarray(train.images[2:])
 
 
 def test_folders_that_are_not_whole(archives, tmp_path):
@@ -370,6 +461,11 @@ def test_imagenet_archives_that_are_not_whole(archives, tmp_path):
     (tmp_path / imagenet.VALIDATION).symlink_to(archives / imagenet.VALIDATION)
     (tmp_path / imagenet.TRAIN).write_bytes(train[: len(train) // 2])
     with pytest.raises(ValueError, match='not a whole tar archive'):
+        prepare('imagenet2012', tmp_path / 'out', tmp_path)
+    noisy = bytearray(train)
+    noisy[train.index(CLASSES[2].encode() + b'.tar')] = 0  # the header of a class
+    (tmp_path / imagenet.TRAIN).write_bytes(noisy)
+    with pytest.raises(ValueError, match=r'not a whole tar archive \(noise at byte'):
         prepare('imagenet2012', tmp_path / 'out', tmp_path)
     (tmp_path / imagenet.TRAIN).write_bytes(train)
     (tmp_path / 'short.txt').write_text('\n'.join(CLASSES))

@@ -177,6 +177,7 @@ def test_unknown_architecture_names_the_nearest():
         ('vgg4', 12, 'vgg4: images of 12x12 .* multiples of 8'),
         ('wrn_28_4', 3, 'wrn_28_4: images of 3x3 are too small'),
         ('resnet34', 7, 'resnet34: images of 7x7 are too small'),
+        ('mnist_model', 1, 'images are too small: conv1 is 4x4 and gets a 1x1 map'),
         ('ResNet18', 28, 'ResNet18: images of 28x28 are too small; both sides must be at least 32'),
     ],
 )

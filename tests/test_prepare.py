@@ -1,10 +1,12 @@
 """Public archives, made here in their real formats, become folders that plain TFDS reads."""
 
+import bz2
 import gzip
 import hashlib
 import http.server
 import io
 import json
+import lzma
 import os
 import pickle
 import struct
@@ -15,6 +17,8 @@ import threading
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
 from scipy.io import savemat
 
 from robustprune_jax import data
@@ -213,9 +217,25 @@ def cut(path, size):
     return path
 
 
+def flipped(path, packed):
+    """The archive, packed otherwise, with some bytes in its middle flipped."""
+    content = bytearray(packed(gzip.decompress(cifar10_binary(path).read_bytes())))
+    middle = slice(len(content) // 2, len(content) // 2 + 200)
+    content[middle] = bytes(byte ^ 0x5A for byte in content[middle])
+    path.write_bytes(content)
+    return path
+
+
+def with_test_batch(path, content):
+    return cifar10_python(path, {'test_batch': content})
+
+
 class Evil:
     def __reduce__(self):
         return os.system, ('touch /tmp/robustprune_jax_was_here',)
+
+
+PLANES = planes(random_images(2))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +256,33 @@ class Evil:
             lambda d: cifar10_python(
                 d / 'a.tar.gz', {'test_batch': {'data': random_images(2), 'labels': [0, 10]}}
             ),
-            r'test must have a label in 0\.\.9 for each of its 2 images',
+            r'a\.tar\.gz: test split: label 10 at index 1 is outside 0\.\.9',
+        ),
+        (lambda d: flipped(d / 'a.tar.xz', lzma.compress), r'a\.tar\.xz: not a whole tar archive'),
+        (lambda d: flipped(d / 'a.tar.bz2', bz2.compress), r'a\.tar\.bz2: not a whole tar .*\)\Z'),
+        (
+            lambda d: with_test_batch(d / 'a.tar.gz', [1, 2]),
+            r'a\.tar\.gz: test_batch is no dict with data and labels',
+        ),
+        (
+            lambda d: with_test_batch(d / 'a.tar.gz', {'data': PLANES, 'labels': [0.5, 1]}),
+            r'a\.tar\.gz: test split: labels are float64 \(2,\), must be integers',
+        ),
+        (
+            lambda d: with_test_batch(d / 'a.tar.gz', {'data': PLANES, 'labels': ['0', '1']}),
+            r'a\.tar\.gz: test split: labels are <U1 \(2,\), must be integers',
+        ),
+        (
+            lambda d: with_test_batch(d / 'a.tar.gz', {'data': PLANES / 255, 'labels': [0, 1]}),
+            r'a\.tar\.gz: test split: images are float64 .* must be uint8',
+        ),
+        (
+            lambda d: with_test_batch(d / 'a.tar.gz', {'data': PLANES[:, :9], 'labels': [0, 1]}),
+            r'a\.tar\.gz: cannot reshape array of size 18',
+        ),
+        (
+            lambda d: cifar10_python(d / 'a.tar.gz', {'batches.meta': {'label_names': 5}}),
+            r'a\.tar\.gz: the names of its classes are no list of text',
         ),
     ],
 )  # fmt: skip
@@ -253,6 +299,55 @@ def test_svhn_files_that_are_not_whole(tmp_path):
     cut(svhn_files(tmp_path) / 'test_32x32.mat', 5000)
     with pytest.raises(ValueError, match=r'test_32x32\.mat: not a whole SVHN file'):
         prepare('svhn_cropped', tmp_path, tmp_path)
+
+
+def test_svhn_labels_are_1_to_10(tmp_path):
+    svhn_files(tmp_path)
+    images = random_images(2).transpose(1, 2, 3, 0)
+    savemat(tmp_path / 'test_32x32.mat', {'X': images, 'y': np.array([[1], [11]], np.uint8)})
+    with pytest.raises(ValueError, match=r'test split: label 11 at index 1 is outside 0\.\.9'):
+        prepare('svhn_cropped', tmp_path / 'out', tmp_path)
+
+
+def test_mnist_files_of_another_size(tmp_path):
+    mnist_files(tmp_path)
+    images = random_images(3, (20, 20))
+    header = bytes((0, 0, 8, 3)) + struct.pack('>3I', *images.shape)
+    path = tmp_path / 't10k-images-idx3-ubyte'
+    path.write_bytes(header + images.tobytes())
+    with pytest.raises(ValueError, match=r'images are \(20, 20, 1\), must be \(28, 28, 1\)'):
+        prepare('mnist', tmp_path / 'out', tmp_path)
+
+
+def prepared_elsewhere(tmp_path, pictures):
+    """A folder of MNIST whose images are these, which no check of ours has seen."""
+    builder = tfds.builder('mnist', data_dir=tmp_path, file_format='array_record')
+
+    def examples():
+        for i, picture in enumerate(pictures):
+            file = io.BytesIO()
+            picture.save(file, 'png')
+            file.seek(0)
+            yield i, {'image': file, 'label': i}
+
+    builder._split_generators = lambda *_: {'train': examples(), 'test': examples()}
+    builder.download_and_prepare()
+    return section('mnist', tmp_path)
+
+
+def test_records_are_read_as_8_bit_grey_whatever_png_they_are(tmp_path):
+    grey = Image.fromarray(np.arange(784, dtype=np.uint8).reshape(28, 28))
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 256)
+    coloured = Image.merge('RGB', [grey] * 3)
+    dataset = prepared_elsewhere(tmp_path, [deep, grey.convert('P'), coloured])
+    train = data.load(dataset).train
+    assert np.abs(train.images[..., 0].astype(int) - np.asarray(grey)).max() <= 1
+
+
+def test_a_record_of_another_size_is_named(tmp_path):
+    dot = Image.fromarray(np.zeros((1, 1), np.uint8))
+    with pytest.raises(ValueError, match=r'train record 0 is \(1, 1, 1\), must be \(28, 28, 1\)'):
+        data.load(prepared_elsewhere(tmp_path, [dot]))
 
 
 def test_a_folder_that_is_not_there_or_not_whole(tmp_path):

@@ -1,8 +1,10 @@
 """The public archives of small images, as their authors publish them."""
 
 import io
+import lzma
 import tarfile
 import zlib
+from collections.abc import Container, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -14,7 +16,10 @@ from robustprune_jax.unpickle import load_arrays
 
 
 class Archive(NamedTuple):
-    """{split: {'image': uint8 [N, H, W, C], 'label': [N], ...}} and {'label': its classes, ...}."""
+    """{split: {'image': uint8 [N, H, W, C], 'label': [N], ...}} and {'label': its classes, ...}.
+
+    As the files say: prepare checks them.
+    """
 
     splits: dict[str, dict[str, np.ndarray]]
     names: dict[str, list[str]]
@@ -44,45 +49,54 @@ def _cifar(path, parts, labels, names, meta) -> Archive:
     texts = {key: 'batches.meta.txt' if meta == 'batches.meta' else f'{names[key]}.txt'
              for key in names}  # fmt: skip
     content = _members(path, binary | python | set(texts.values()))
-    if binary <= content.keys():
-        splits = {
-            split: _binary_records(path, [(f, content[f'{f}.bin']) for f in files], list(labels))
-            for split, files in parts.items()
-        }
-        texts = {key: file for key, file in texts.items() if file in content}
-        return Archive(splits, {key: content[file].decode().split() for key, file in texts.items()})
-    if python <= content.keys():
-        loaded = {file: _pickled(path, file, content[file]) for file in python}
-        splits = {}
-        for split, files in parts.items():
-            images = np.concatenate([np.asarray(loaded[file]['data']) for file in files])
-            splits[split] = {
-                'image': images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1),
-                **{key: np.concatenate([loaded[f][name] for f in files])
-                   for key, name in labels.items()},
-            }  # fmt: skip
-        return Archive(splits, {key: list(loaded[meta][name]) for key, name in names.items()})
+    try:
+        if binary <= content.keys():
+            splits = {
+                split: _binary_records([(f, content[f'{f}.bin']) for f in files], list(labels))
+                for split, files in parts.items()
+            }
+            texts = {key: content[file] for key, file in texts.items() if file in content}
+            return Archive(splits, {key: text.decode().split() for key, text in texts.items()})
+        if python <= content.keys():
+            keys = {file: ['data', *labels.values()] for file in python} | {meta: names.values()}
+            loaded = {file: _pickled(file, content[file], keys[file]) for file in python}
+            splits = {
+                split: _python_records([loaded[file] for file in files], labels)
+                for split, files in parts.items()
+            }
+            return Archive(splits, {key: loaded[meta][name] for key, name in names.items()})
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
     raise ValueError(
         f'{path}: neither the binary archive (missing {_some(binary - content.keys())}) nor the '
         f'Python one (missing {_some(python - content.keys())})'
     )
 
 
-def _binary_records(path, files, labels) -> dict[str, np.ndarray]:
+def _binary_records(files, labels) -> dict[str, np.ndarray]:
     size = len(labels) + 3072
     for name, data in files:
         if not data or len(data) % size:
-            raise ValueError(f'{path}: {name}.bin has {len(data)} bytes, no multiple of {size}')
+            raise ValueError(f'{name}.bin has {len(data)} bytes, no multiple of {size}')
     rows = np.concatenate([np.frombuffer(data, np.uint8) for _, data in files]).reshape(-1, size)
     images = rows[:, len(labels) :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return {'image': images, **{key: rows[:, i] for i, key in enumerate(labels)}}
 
 
-def _pickled(path, name, data: bytes) -> dict:
+def _python_records(files, labels) -> dict[str, np.ndarray]:
+    images = np.concatenate([np.asarray(file['data']) for file in files])
+    columns = {key: np.concatenate([file[name] for file in files]) for key, name in labels.items()}
+    return {'image': images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), **columns}
+
+
+def _pickled(name, data: bytes, keys) -> dict:
     try:
-        return load_arrays(io.BytesIO(data))
+        content = load_arrays(io.BytesIO(data))
     except ValueError as error:
-        raise ValueError(f'{path}: {name}: {error}') from error
+        raise ValueError(f'{name}: {error}') from error
+    if not isinstance(content, dict) or not content.keys() >= set(keys):
+        raise ValueError(f'{name} is no dict with {" and ".join(keys)}')
+    return content
 
 
 def _members(path: Path, wanted: set[str]) -> dict[str, bytes]:
@@ -97,15 +111,29 @@ def _members(path: Path, wanted: set[str]) -> dict[str, bytes]:
         return _members(archives[0], wanted) if archives else found
     if not path.exists():
         raise FileNotFoundError(f'{path}: there is no such file or folder')
+    return dict(tar_members(path, wanted))
+
+
+def tar_members(
+    path: Path, wanted: Container[str] | None = None, data: bytes | None = None
+) -> Iterator[tuple[str, bytes]]:
+    """Yields the name, without folders, and content of each wanted file in a tar archive.
+
+    wanted: names; all if None. data: the archive, where it lies in another. Raises ValueError with
+    `path` for an archive that is not whole.
+    """
     try:
-        with tarfile.open(path) as tar:
-            return {
-                Path(member.name).name: tar.extractfile(member).read()
-                for member in tar
-                if member.isfile() and Path(member.name).name in wanted
-            }
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise ValueError(f'{path}: not a whole tar archive ({error})') from error
+        with tarfile.open(path, fileobj=None if data is None else io.BytesIO(data)) as tar:
+            for member in tar:
+                name = Path(member.name).name
+                if member.isfile() and (wanted is None or name in wanted):
+                    yield name, tar.extractfile(member).read()
+            tar.fileobj.seek(tar.offset)  # of the first block that is no member
+            if any(tar.fileobj.read(tarfile.BLOCKSIZE)):  # tarfile takes noise for its end
+                raise tarfile.ReadError(f'noise at byte {tar.offset}')
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        reason = ' '.join(str(error).split())
+        raise ValueError(f'{path}: not a whole tar archive ({reason})') from error
 
 
 def svhn_cropped(path: Path) -> Archive:
@@ -125,9 +153,10 @@ def _mat(path: Path) -> dict[str, np.ndarray]:
     try:
         content = loadmat(path, variable_names=('X', 'y'))
         images, labels = np.moveaxis(content['X'], 3, 0), content['y'][:, 0]
+        labels = np.where(labels == 10, 0, labels)  # the digit 0 is labelled 10
     except Exception as error:  # a broken file may raise almost anything
         raise ValueError(f'{path}: not a whole SVHN file ({error})') from error
-    return {'image': images, 'label': labels % 10}  # the digit 0 is labelled 10
+    return {'image': images, 'label': labels}
 
 
 def mnist(path: Path) -> Archive:

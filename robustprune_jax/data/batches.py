@@ -56,8 +56,8 @@ def train_batches(
 
     def decode(indices: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         seeds = rng.integers(2**63, size=len(indices))[mine]  # drawn for the global batch
-        pixels, places = images[indices[mine]].random(seeds)
-        return {'image': pixels, 'label': labels[indices[mine][places]].astype(np.int32)}
+        pixels, shown = images.random(indices[mine], seeds)
+        return {'image': pixels, 'label': labels[shown].astype(np.int32)}
 
     # Only indices travel through Grain: gathering a whole batch at once from memory is several
     # times faster than a pipeline of single examples.

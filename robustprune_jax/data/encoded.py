@@ -1,11 +1,12 @@
 """Images too large to hold decoded: JPEG or PNG bytes, decoded and cut to one size on demand."""
 
+import contextlib
 import dataclasses
 import functools
 import io
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -14,21 +15,25 @@ from PIL import Image, UnidentifiedImageError
 AREA = (0.08, 1.0)  # of the image
 ASPECT = (3 / 4, 4 / 3)
 CENTRE = 224 / 256  # evaluation: the side of the central square, of the image's shorter side
+# Whatever a file is called. PIL knows more, and starts Ghostscript for one of them.
+FORMATS = ('JPEG', 'PNG', 'PPM', 'BMP', 'GIF', 'TIFF', 'WEBP')
+DRAWS = 100  # unreadable images in a row, after which the data set counts as unreadable
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodedImages:
     """Stands for uint8 [N, size, size, 3] as the `images` of a Split; np.asarray decodes it.
 
-    source[i] -> (name, bytes of a file that PIL reads). corrupt: 'stop' raises ValueError with the
-    name of a file that cannot be decoded; 'skip' reports it on stderr and, in training, puts the
-    next readable image of the batch in its place.
+    source[i] -> (name, bytes of a file in one of FORMATS). corrupt: 'stop' raises ValueError with
+    the name of a file that cannot be decoded; 'skip' reports it on stderr and, in training, puts
+    another image in its place.
     """
 
     source: Sequence[tuple[str, bytes]]
     size: int
     corrupt: str = 'stop'
     indices: np.ndarray | None = None  # into source; all of it if None
+    skipped: set[int] = dataclasses.field(default_factory=set)  # by this process, reported once
 
     def __post_init__(self):
         if self.indices is None:
@@ -56,36 +61,33 @@ class EncodedImages:
             pixels[place] = _decode(*self.source[i], centre_box, self.size)
         return pixels if dtype is None else pixels.astype(dtype)
 
-    def random(self, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def random(self, indices: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns random-resized crops, uint8 [N, size, size, 3], and whose they are, int [N].
 
-        seeds: int [N]; a crop depends on its seed alone. The second is 0..N-1, but for skipped
-        images the place of the image that stands in.
+        seeds: int [N]; an image's crop depends on its seed alone, and so does, with corrupt='skip',
+        what stands in for it: any image here. The second is `indices`, but for those.
         """
-        pixels, good = np.empty(self.shape, np.uint8), []
-        for place, (i, seed) in enumerate(zip(self.indices, seeds, strict=True)):
-            box_of = functools.partial(random_box, np.random.default_rng(seed))
+        pixels, shown = np.empty((len(indices), *self.shape[1:]), np.uint8), np.array(indices)
+        for place, seed in enumerate(seeds):
+            pixels[place], shown[place] = self._random(indices[place], np.random.default_rng(seed))
+        return pixels, shown
+
+    def _random(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+        for _ in range(DRAWS):
+            i = self.indices[index]
             try:
-                pixels[place] = _decode(*self.source[i], box_of, self.size)
-                good.append(place)
-            except ValueError as error:
+                box_of = functools.partial(random_box, rng)
+                return _decode(*self.source[i], box_of, self.size), index
+            except (ValueError, OSError) as error:
                 if self.corrupt == 'stop':
                     raise
-                _report_skipped(self.source[i][0], error)
-        if not good:
-            raise ValueError(f'no image of a whole batch can be decoded, as {self.source[i][0]}')
-        every = np.arange(len(pixels))
-        places = np.array(good)[np.searchsorted(good, every) % len(good)]
-        return pixels if len(good) == len(pixels) else pixels[places], places
-
-
-_skipped: set[str] = set()  # by this process: each file is reported once
-
-
-def _report_skipped(name, error):
-    if name not in _skipped:
-        _skipped.add(name)
-        print(f'skipped ({len(_skipped)} so far): {error}', file=sys.stderr, flush=True)
+                last = error
+                if i not in self.skipped:
+                    self.skipped.add(i)
+                    count = len(self.skipped)
+                    print(f'skipped ({count} so far): {error}', file=sys.stderr, flush=True)
+            index = rng.integers(len(self))
+        raise ValueError(f'none of {DRAWS} images in a row can be decoded; the last: {last}')
 
 
 def centre_box(width: int, height: int) -> tuple[float, float, float, float]:
@@ -115,21 +117,40 @@ def random_box(
     return left, upper, left + w, upper + h
 
 
-def _decode(name: str, data: bytes, box_of, size: int) -> np.ndarray:
-    """Returns the part box_of(width, height) of an image, resized, uint8 [size, size, 3]."""
+@contextlib.contextmanager
+def opened(name: str, data: bytes) -> Iterator[Image.Image]:
+    """Gives an image to the body, which may raise anything PIL does: ValueError names the image."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            full = image.size
-            box = box_of(*full)
-            # JPEG decodes at a half, quarter or eighth where the crop keeps more than `size`.
-            zoom = max(size / (box[2] - box[0]), size / (box[3] - box[1]))
-            if zoom < 1:
-                image.draft(None, (math.ceil(full[0] * zoom), math.ceil(full[1] * zoom)))
-            sx, sy = image.size[0] / full[0], image.size[1] / full[1]
-            scaled = (box[0] * sx, box[1] * sy, box[2] * sx, box[3] * sy)
-            rgb = image if image.mode == 'RGB' else image.convert('RGB')  # a copy even of RGB
-            return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, scaled))
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            yield image
     except UnidentifiedImageError as error:
         raise ValueError(f'{name}: cannot be decoded (no image format)') from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f'{name}: cannot be decoded ({error})') from error
+
+
+def converted(image: Image.Image, mode: str) -> Image.Image:
+    """Returns an image in a mode of 8 bits; raises ValueError where its own values have no range.
+
+    Of 16 bits the high ones, as PIL reads 16-bit colours; its conversion of grey cuts off at 255.
+    """
+    if image.mode.startswith('I;16'):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ('I', 'F'):
+        raise ValueError(f'its values, of mode {image.mode}, have no range: save them as 8 bits')
+    return image if image.mode == mode else image.convert(mode)  # a copy even of the same mode
+
+
+def _decode(name: str, data: bytes, box_of, size: int) -> np.ndarray:
+    """Returns the part box_of(width, height) of an image, resized, uint8 [size, size, 3]."""
+    with opened(name, data) as image:
+        full = image.size
+        box = box_of(*full)
+        # JPEG decodes at a half, quarter or eighth where the crop keeps more than `size`.
+        zoom = max(size / (box[2] - box[0]), size / (box[3] - box[1]))
+        if zoom < 1:
+            image.draft(None, (math.ceil(full[0] * zoom), math.ceil(full[1] * zoom)))
+        sx, sy = image.size[0] / full[0], image.size[1] / full[1]
+        scaled = (box[0] * sx, box[1] * sy, box[2] * sx, box[3] * sy)
+        rgb = converted(image, 'RGB')
+        return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, scaled))

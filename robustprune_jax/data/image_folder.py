@@ -1,6 +1,7 @@
 """A folder with one folder per class: train/<class>/*.JPEG and val/<class>/*.JPEG."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,16 +54,11 @@ def folders(directory: str) -> tuple[dict[str, Path], list[str]]:
 def scan(folder: Path, classes: list[str]) -> tuple['Files', np.ndarray]:
     """Returns the images of folder/<class>/ and their labels, int32 [N].
 
-    Raises ValueError for a class without images.
+    Raises ValueError for a class without images, and for links that make no sense (see _below).
     """
     rows = []
     for label, name in enumerate(classes):
-        found = sorted(
-            os.path.relpath(os.path.join(parent, file), folder)
-            for parent, _, files in os.walk(folder / name, followlinks=True)
-            for file in files
-            if file.lower().endswith(EXTENSIONS)
-        )
+        found = sorted(os.path.relpath(path, folder) for path in _below(folder / name, set()))
         if not found:
             raise ValueError(f'{folder / name}: no images ({", ".join(EXTENSIONS)}) in it')
         rows += [(place, label, file) for place, file in enumerate(found)]
@@ -70,8 +66,27 @@ def scan(folder: Path, classes: list[str]) -> tuple['Files', np.ndarray]:
     return Files(folder, [file for *_, file in rows]), np.array([r[1] for r in rows], np.int32)
 
 
+def _below(folder: str | Path, seen: set[tuple[int, int]]) -> Iterator[str]:
+    """Yields the paths of the images below a folder, through links too.
+
+    seen: the folders that were read before. Raises ValueError for a link to one of them, which
+    would never end, or count images twice, and for an image that is no file.
+    """
+    stat = os.stat(folder)
+    if (stat.st_dev, stat.st_ino) in seen:
+        raise ValueError(f'{str(folder)!r} is a link to a folder whose images are counted already')
+    seen.add((stat.st_dev, stat.st_ino))
+    for entry in os.scandir(folder):
+        if entry.is_dir():
+            yield from _below(entry.path, seen)
+        elif entry.name.lower().endswith(EXTENSIONS):
+            if not entry.is_file():
+                raise ValueError(f'{entry.path!r} is no file, or a link to none')
+            yield entry.path
+
+
 class Files:
-    """Files below a folder: [i] -> (path, bytes)."""
+    """Files below a folder: [i] -> (path, fit for a message of one line, bytes)."""
 
     def __init__(self, folder: Path, names: list[str]):
         self.folder = folder
@@ -83,4 +98,4 @@ class Files:
 
     def __getitem__(self, index: int) -> tuple[str, bytes]:
         path = self.folder / os.fsdecode(bytes(self.names[index]))
-        return str(path), path.read_bytes()
+        return repr(str(path))[1:-1], path.read_bytes()

@@ -6,9 +6,9 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
-
 from robustprune_jax.data import image_folder
+from robustprune_jax.data.archives import tar_members
+from robustprune_jax.data.encoded import converted, opened
 
 TRAIN, VALIDATION = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
 SOURCES = (
@@ -64,8 +64,7 @@ def validation_labels(path: Path | None) -> list[str]:
 def _devkit(path: Path) -> list[str]:
     from scipy.io import loadmat
 
-    with tarfile.open(path) as tar:
-        files = {Path(m.name).name: tar.extractfile(m).read() for m in tar if m.isfile()}
+    files = dict(tar_members(path, ('meta.mat', TRUTH)))
     missing = [name for name in ('meta.mat', TRUTH) if name not in files]
     if missing:
         raise ValueError(f'{path}: no {" and no ".join(missing)} in it')
@@ -75,35 +74,24 @@ def _devkit(path: Path) -> list[str]:
 
 
 def _train_archive(path: Path) -> Iterator[tuple[str, dict]]:
-    for member, archive in _members(path):
+    for member, archive in tar_members(path):
         name = member.removesuffix('.tar')
-        for file, image in _members(path / member, archive):
-            yield file, _example(file, image.read(), name)
+        for file, image in tar_members(path / member, data=archive):
+            yield file, _example(file, image, name)
 
 
 def _validation_archive(path: Path, labels: list[str]) -> Iterator[tuple[str, dict]]:
-    for file, image in _members(path):
+    for file, image in tar_members(path):
         number = re.fullmatch(r'.*_(\d+)\.JPEG', file)
         if not number or not 0 < int(number[1]) <= len(labels):
             raise ValueError(f'{path}: {file} is not one of {len(labels)} numbered images')
-        yield file, _example(file, image.read(), labels[int(number[1]) - 1])
+        yield file, _example(file, image, labels[int(number[1]) - 1])
 
 
 def _folder(files, labels, classes) -> Iterator[tuple[str, dict]]:
     for i, label in enumerate(labels):
         path, data = files[i]
         yield Path(path).name, _example(Path(path).name, data, classes[label])
-
-
-def _members(path: Path, file=None) -> Iterator[tuple[str, io.BufferedReader]]:
-    """Yields the name, without folders, and content of each file in a tar archive, in its order."""
-    try:
-        with tarfile.open(path, fileobj=file) as tar:
-            for member in tar:
-                if member.isfile():
-                    yield Path(member.name).name, tar.extractfile(member)
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f'{path}: not a whole tar archive ({error})') from error
 
 
 def _example(file: str, data: bytes, name: str) -> dict:
@@ -114,12 +102,9 @@ def _as_rgb_jpeg(file: str, data: bytes) -> bytes:
     """Returns the data as it is, but for the 23 images that are PNG or CMYK (read as RGB JPEG by
     everyone who trains on them, and by TFDS).
     """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.format == 'JPEG' and image.mode in ('RGB', 'L'):
-                return data
-            encoded = io.BytesIO()
-            image.convert('RGB').save(encoded, 'jpeg', quality=95)
-            return encoded.getvalue()
-    except OSError as error:
-        raise ValueError(f'{file}: cannot be decoded ({error})') from error
+    with opened(file, data) as image:
+        if image.format == 'JPEG' and image.mode in ('RGB', 'L'):
+            return data
+        encoded = io.BytesIO()
+        converted(image, 'RGB').save(encoded, 'jpeg', quality=95)
+        return encoded.getvalue()

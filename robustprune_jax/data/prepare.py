@@ -21,6 +21,7 @@ from robustprune_jax.data import imagenet
 from robustprune_jax.data.archives import ARCHIVES, Archive
 from robustprune_jax.data.download import download
 from robustprune_jax.data.registered import PREPARED, labels_of
+from robustprune_jax.data.sources import checked
 
 
 def prepare(
@@ -82,18 +83,19 @@ def prepare(
 
 def _check(archive: Archive, features, source) -> None:
     for split, columns in archive.splits.items():
+        images, where = columns['image'], f'{source}: {split} split'
         for label in columns.keys() - {'image'}:
-            classes, values = features[label].num_classes, np.asarray(columns[label])
-            fits = len(values) == len(columns['image']) and values.min() >= 0
-            if not fits or values.max() >= classes:
-                raise ValueError(
-                    f'{source}: {split} must have a {label} in 0..{classes - 1} for each of its '
-                    f'{len(columns["image"])} images'
-                )
-            if label in archive.names and len(archive.names[label]) != classes:
-                raise ValueError(
-                    f'{source}: {len(archive.names[label])} names of {classes} classes'
-                )
+            checked(images, columns[label], features[label].num_classes, where)
+        if images.shape[1:] != features['image'].shape:
+            raise ValueError(
+                f'{where}: images are {images.shape[1:]}, must be {features["image"].shape}'
+            )
+    for label, names in archive.names.items():
+        classes = features[label].num_classes
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise ValueError(f'{source}: the names of its classes are no list of text')
+        if not len(names) == len(set(names)) == classes:
+            raise ValueError(f'{source}: {len(set(names))} names of {classes} classes')
 
 
 def _examples(split: str, columns: dict, builder) -> Iterator[tuple[int, dict]]:

@@ -5,15 +5,15 @@ from operator import itemgetter, methodcaller
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from robustprune_jax.data.archives import ARCHIVES
-from robustprune_jax.data.encoded import EncodedImages
+from robustprune_jax.data.encoded import EncodedImages, converted, opened
 from robustprune_jax.files import write_atomically
 
 PREPARED = (*ARCHIVES, 'imagenet2012')  # by robustprune_jax.data.prepare
 CHUNK = 1000  # records that are read at once
+MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}  # PIL's, by the number of channels
 
 
 def is_known(dataset) -> bool:
@@ -67,6 +67,8 @@ def read(dataset) -> dict:
 
 
 def _check(builder, name):
+    import tensorflow_datasets as tfds
+
     folder = builder.data_path
     if not (folder / 'dataset_info.json').exists():  # is_prepared() logs a warning
         state = 'is not whole: remove it, and' if folder.exists() else 'is not there;'
@@ -83,6 +85,9 @@ def _check(builder, name):
             f'{name} data: no {" and no ".join(missing)} among its features '
             f'{", ".join(builder.info.features)}; only image classification can be trained'
         )
+    image = builder.info.features['image']
+    if not isinstance(image, tfds.features.Image) or image.np_dtype == np.float32:
+        raise ValueError(f'{name} data: its images are {image}, must be Image of uint8')
 
 
 def _make(builder) -> str:
@@ -145,16 +150,18 @@ class Records:
 
 def _in_memory(builder, split) -> tuple[np.ndarray, np.ndarray]:
     records = Records(builder.data_path, split)
-    images = np.empty((len(records), *builder.info.features['image'].shape), np.uint8)
-    labels = np.empty(len(records), np.int32)
-    row = 0
+    shape = builder.info.features['image'].shape
+    images, labels = np.empty((len(records), *shape), np.uint8), []
     for examples in records.chunks():
         for example in examples:
-            pixels = np.asarray(Image.open(io.BytesIO(example['image'])))
-            images[row] = pixels if pixels.ndim == 3 else pixels[..., None]
-            labels[row] = example['label']
-            row += 1
-    return images, labels
+            name = f'{builder.data_path}, {split} record {len(labels)}'
+            with opened(name, example['image']) as image:
+                pixels = np.atleast_3d(converted(image, MODES[shape[-1]]))
+            if pixels.shape != shape:
+                raise ValueError(f'{name} is {pixels.shape}, must be {shape}')
+            images[len(labels)] = pixels
+            labels.append(example['label'])
+    return images, np.array(labels)
 
 
 def labels_of(builder, split: str) -> np.ndarray:
@@ -164,12 +171,14 @@ def labels_of(builder, split: str) -> np.ndarray:
     folder as labels-<split>.npy.
     """
     path = Path(builder.data_path) / f'labels-{split}.npy'
-    if path.exists():
+    try:
         labels = np.load(path)
         if len(labels) == builder.info.splits[split].num_examples:
             return labels
+    except (FileNotFoundError, ValueError, EOFError):  # not there yet, or damaged
+        pass
     chunks = Records(builder.data_path, split).chunks()
-    labels = np.array([example['label'] for examples in chunks for example in examples], np.int32)
+    labels = np.array([example['label'] for examples in chunks for example in examples])
     try:
         file = io.BytesIO()
         np.save(file, labels)

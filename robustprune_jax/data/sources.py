@@ -1,10 +1,11 @@
 """Data sets: `load` returns the train, validation and test images of a config."""
 
+import warnings
 import zipfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from robustprune_jax.config import lookup
@@ -43,12 +44,14 @@ def load(dataset) -> Splits:
 
     With dataset.pseudo_labelled, a file, its images are the fourth split.
 
+    Warns, on process 0, of classes that training or test has no image of.
+
     Raises ValueError or FileNotFoundError, in one line, for data that does not fit the config.
     """
     where = f'{dataset.name} data' + (f' in {dataset.dir}' if dataset.dir else '')
     arrays = _source(dataset)(dataset)
     train, test = (
-        _checked(*arrays[part], dataset.num_classes, f'{part} split of {where}')
+        checked(*arrays[part], dataset.num_classes, f'{part} split of {where}')
         for part in ('train', 'test')
     )
     if train.images.shape[1:] != test.images.shape[1:]:
@@ -65,7 +68,10 @@ def load(dataset) -> Splits:
     held_out = stratified(train.labels, dataset.validation)
     rest = np.delete(np.arange(len(train.labels)), held_out)
     mixed = _pseudo(dataset, train.images) if dataset.pseudo_labelled else None
-    return Splits(train.take(rest), train.take(held_out), test, mixed)
+    splits = Splits(train.take(rest), train.take(held_out), test, mixed)
+    if jax.process_index() == 0:
+        _warn_of_missing_classes(splits, dataset.num_classes, where)
+    return splits
 
 
 def _source(dataset):
@@ -79,7 +85,7 @@ def _pseudo(dataset, images):
     where = f'pseudo-labelled images in {dataset.pseudo_labelled}'
     if not isinstance(images, np.ndarray):
         raise ValueError(f'{where} cannot be mixed with images that are decoded on demand')
-    mixed = _checked(*pseudo.read(dataset.pseudo_labelled), dataset.num_classes, where)
+    mixed = checked(*pseudo.read(dataset.pseudo_labelled), dataset.num_classes, where)
     if mixed.images.shape[1:] != images.shape[1:]:
         raise ValueError(f'{where} are {mixed.images.shape[1:]}, must be {images.shape[1:]}')
     return mixed
@@ -125,7 +131,7 @@ def npz(dataset) -> dict:
     path = Path(dataset.dir)
     if not zipfile.is_zipfile(path):
         raise FileNotFoundError(
-            f'npz data: dataset.dir={dataset.dir!r} must be the path of an .npz file'
+            f'npz data: dataset.dir={dataset.dir!r} must be the path of a whole .npz file'
         )
     keys = [f'{part}_{kind}' for part in ('train', 'test') for kind in ('images', 'labels')]
     try:
@@ -133,32 +139,14 @@ def npz(dataset) -> dict:
             missing = [key for key in keys if key not in file]
             if missing:
                 raise ValueError(f'no {", ".join(missing)} in it; it has {", ".join(file) or "-"}')
-            arrays = {key: file[key] for key in keys}
-        return {
-            part: (
-                _npz_images(arrays[f'{part}_images'], f'{part}_images'),
-                _npz_labels(arrays[f'{part}_labels'], f'{part}_labels'),
-            )
-            for part in ('train', 'test')
-        }
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f'{path}: {error}') from error
-
-
-def _npz_images(images: np.ndarray, key: str) -> np.ndarray:
-    if images.dtype != np.uint8:
-        floats = np.issubdtype(images.dtype, np.floating)
-        hint = '; for floats in [0, 1]: (images * 255).round().astype(np.uint8)' if floats else ''
-        raise ValueError(f'{key} is {images.dtype}, must be uint8 with values 0 to 255{hint}')
-    if images.ndim not in (3, 4):
-        raise ValueError(f'{key} has shape {images.shape}, must be [N, H, W] or [N, H, W, C]')
-    return images if images.ndim == 4 else images[..., None]
-
-
-def _npz_labels(labels: np.ndarray, key: str) -> np.ndarray:
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f'{key} is {labels.dtype} {labels.shape}, must be integers of shape [N]')
-    return labels
+            arrays = {key: np.asarray(file[key]) for key in keys}
+    except Exception as error:  # a broken member may raise almost anything
+        raise ValueError(f'{path}: {" ".join(str(error).split())}') from error
+    images = {part: arrays[f'{part}_images'] for part in ('train', 'test')}
+    return {
+        part: (x[..., None] if x.ndim == 3 else x, arrays[f'{part}_labels'])
+        for part, x in images.items()
+    }
 
 
 def _first(split: Split, count: int) -> Split:
@@ -171,19 +159,51 @@ def _first(split: Split, count: int) -> Split:
     return split.take(slice(count or None))
 
 
-def _checked(images: np.ndarray, labels: np.ndarray, num_classes: int, where: str) -> Split:
-    """Returns the split if every image has a label in 0..num_classes-1."""
-    if len(images) != len(labels):
-        raise ValueError(f'{where}: {len(images)} images but {len(labels)} labels')
+def checked(
+    images: np.ndarray | EncodedImages, labels: np.ndarray, num_classes: int, where: str
+) -> Split:
+    """Returns the split if its images are uint8 [N, H, W, C] and each has a label in
+    0..num_classes-1; raises ValueError, with `where`, otherwise.
+    """
+    if isinstance(images, np.ndarray):
+        _check_images(images, where)
     if not len(images):
         raise ValueError(f'{where}: no images')
+    if labels.ndim != 1 or labels.dtype.kind not in 'iu':
+        raise ValueError(f'{where}: labels are {labels.dtype} {labels.shape}, must be integers [N]')
+    if len(images) != len(labels):
+        raise ValueError(f'{where}: {len(images)} images but {len(labels)} labels')
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(wrong):
         raise ValueError(
             f'{where}: label {labels[wrong[0]]} at index {wrong[0]} is outside 0..{num_classes - 1}'
-            f' (dataset.num_classes={num_classes})'
+            f' (num_classes={num_classes})'
         )
     return Split(images, labels.astype(np.int32))
+
+
+def _check_images(images, where):
+    shape = images.shape
+    if images.dtype != np.uint8 or images.ndim != 4 or 0 in shape[1:]:
+        floats = images.dtype.kind == 'f'
+        hint = '; for floats in [0, 1]: (images * 255).round().astype(np.uint8)' if floats else ''
+        raise ValueError(
+            f'{where}: images are {images.dtype} {shape}, must be uint8 [N, H, W, C], H, W and C '
+            f'at least 1{hint}'
+        )
+
+
+def _warn_of_missing_classes(splits, num_classes, where):
+    parts = []
+    for part in ('train', 'test'):
+        there = np.bincount(getattr(splits, part).labels, minlength=num_classes)
+        missing = np.flatnonzero(there == 0)
+        if len(missing):
+            names = ', '.join(map(str, missing[:10])) + ', ...' * (len(missing) > 10)
+            parts.append(f'{part} has none of {len(missing)} classes: {names}')
+    if parts:
+        of = f'{where} with dataset.num_classes={num_classes}'
+        warnings.warn(f'{of}: {"; ".join(parts)}', stacklevel=3)
 
 
 SOURCES = {

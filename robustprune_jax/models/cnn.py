@@ -14,7 +14,8 @@ class ConvNet(nn.Module):
     """Convolutions and hidden dense layers with ReLU, then the logits [B, num_classes].
 
     convs: (features, size, stride, padding) of each; hidden: the widths of the hidden dense layers.
-    Any image size and number of channels will do; the first dense layer takes its width from them.
+    Any image size that leaves a pixel will do, and any number of channels; the first dense layer
+    takes its width from them.
     """
 
     convs: tuple[tuple[int, int, int, int], ...]

@@ -38,8 +38,13 @@ def conv(
     """Returns a size x size convolution of x, [B, H, W, features]; no bias where `bias` is None.
 
     The padding is the same number of pixels on all four sides, as in PyTorch: 'SAME' would pad
-    strided convolutions on one side only.
+    strided convolutions on one side only. Raises ValueError where not one window fits.
     """
+    height, width = x.shape[1:3]
+    if min(height, width) + 2 * padding < size:
+        raise ValueError(
+            f'the images are too small: {name} is {size}x{size} and gets a {height}x{width} map'
+        )
     return nn.Conv(
         features,
         (size, size),
