@@ -1,4 +1,4 @@
-"""The schema of an experiment: every field with its meaning and unit, and what must agree.
+"""The schema of an experiment: every field with its meaning and unit; `rules` checks them.
 
 A config file returns `default()` with its own values, passed through `with_argument`:
 
@@ -13,9 +13,11 @@ import difflib
 import json
 from collections.abc import Callable, Iterable
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-PHASES = ('pretrain', 'prune', 'finetune', 'lwm', 'evaluate')
+TRAINED = ('pretrain', 'prune', 'finetune', 'lwm')
+PHASES = (*TRAINED, 'evaluate')
 
 # What may differ between two launches into one workdir: it changes no trained weight.
 NOT_IDENTITY = (
@@ -78,7 +80,7 @@ def default() -> ConfigDict:
     # many pixels each way, evaluation the central square.
     config.dataset.image_size = 224
     # stop | skip: a training image that cannot be decoded ends the run, or is reported and another
-    # of its batch stands in. In evaluation it always ends the run.
+    # training image stands in. In evaluation it always ends the run.
     config.dataset.corrupt = 'stop'
     config.workers = 0  # processes that decode such images; 0: threads of this one
 
@@ -164,7 +166,9 @@ def default() -> ConfigDict:
 
     config.log_every = 50  # steps between two lines of metrics.jsonl
     config.validate_every = 1  # epochs
-    config.checkpoint_every = 1  # epochs; also after the last, and on SIGTERM
+    # Epochs; also after the last, and on SIGTERM. The best checkpoint is the best of those that
+    # were saved at a validation.
+    config.checkpoint_every = 1
     return config
 
 
@@ -178,10 +182,10 @@ def smoke(config: ConfigDict) -> None:
     config.evaluate.smooth.n = 200
     for steps in (config.attack, config.evaluate.pgd):
         steps.steps = 2
-    for phase in ('pretrain', 'prune', 'finetune', 'lwm'):
+    for phase in TRAINED:
         section = config[phase]
         section.update(
-            epochs=min(section.epochs, 2),
+            epochs=min(section.epochs, 2 * repeats(config, phase)),  # two passes over the data
             batch_size=64,
             warmup_epochs=0.0,
             ramp_epochs=min(section.ramp_epochs, 1.0),
@@ -194,35 +198,37 @@ def with_argument(
     """Returns `config` changed, in place, by a config file's argument string.
 
     arg: comma-separated; `smoke` or a name of `variants` changes the config as that function does,
-    `density=0.01` sets the one density, `FIELD=VALUE` any other field (`prune.epochs=5`).
+    `density=0.01` sets the one density, `FIELD=VALUE` any other field (`prune.epochs=5`). Wherever
+    they stand, single fields correct variants, and `smoke` shrinks what all of them have made.
     Raises ValueError on an unknown word, with the nearest name.
     """
     variants = {'smoke': smoke, **(variants or {})}
     words = [word for word in arg.split(',') if word]
-    # Variants first, so that single fields can correct them wherever they stand.
-    for word in sorted(words, key=lambda word: '=' in word):
-        if '=' not in word:
+    singles = [word for word in words if '=' in word]
+    chosen = [word for word in words if '=' not in word and word != 'smoke']
+    # smoke reads what single fields set, and they correct it.
+    last = ['smoke', *singles] if 'smoke' in words else []
+    for word in (*chosen, *singles, *last):
+        if '=' in word:
+            _set(config, *word.split('=', 1))
+        else:
             lookup(variants, word, 'config variant')(config)
-            continue
-        field, text = word.split('=', 1)
-        if field == 'density':
-            field, text = 'densities', f'({text},)'
-        *sections, name = field.split('.')
-        section = config
-        for key in sections:
-            section = lookup(section, key, 'config section')
-        old = lookup(section, name, 'config field')
-        section[name] = text if isinstance(old, str) else _literal(field, text, old)
     return config
+
+
+def _set(config, field, text):
+    if field == 'density':
+        field, text = 'densities', f'({text},)'
+    old = lookup(fields(config), field, 'config field')
+    value = text if isinstance(old, str) else _literal(field, text, old)
+    config.update_from_flattened_dict({field: value})
 
 
 def _literal(field, text, old):
     try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        value = float(text) if isinstance(old, float) else ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = text
-    if isinstance(old, float) and type(value) is int:
-        value = float(value)
     if type(value) is not type(old):
         raise ValueError(f'{field}={text}: expected {type(old).__name__}, such as {old!r}')
     return value
@@ -239,114 +245,22 @@ def lookup(registry, name: str, what: str):
 
 def phases(config: ConfigDict) -> list[str]:
     """Returns the phases to run, in the order in which they follow each other."""
-    wanted = _names(config.phases)
-    for name in wanted:
-        lookup(dict.fromkeys(PHASES), name, 'phase')
-    return [name for name in PHASES if name in wanted]
+    return [name for name in PHASES if name in names(config.phases)]
 
 
 def certificates(config: ConfigDict) -> list[str]:
     """Returns the methods of bounds to evaluate with, in their order."""
-    return _names(config.evaluate.certified.methods)
+    return names(config.evaluate.certified.methods)
 
 
-def _names(text):
+def names(text: str) -> list[str]:
+    """Returns the names of a comma-separated list."""
     return [name.strip() for name in text.split(',') if name.strip()]
 
 
-def check(config: ConfigDict) -> None:
-    """Raises ValueError, naming the field, on a value that no part could work with."""
-
-    def require(field, ok, expected):
-        if not ok:
-            value = config
-            for key in field.split('.'):
-                value = value[key]
-            raise ValueError(f'config.{field} is {value!r}: expected {expected}')
-
-    require('phases', phases(config), f'at least one of {", ".join(PHASES)}')
-    require('densities', len(config.densities) > 0, 'at least one kept fraction')
-    for density in config.densities:
-        require('densities', 0 < density <= 1, 'kept fractions above 0 and at most 1')
-    require('densities', len(set(config.densities)) == len(config.densities), 'no density twice')
-    for attack in ('attack', 'evaluate.pgd'):
-        require(f'{attack}.steps', config[attack].steps >= 1, 'at least 1')
-        for field in ('eps', 'step_size'):
-            require(f'{attack}.{field}', config[attack][field] > 0, 'more than 0, in pixel units')
-        if config[attack].norm == 'linf':
-            require(f'{attack}.eps', config[attack].eps <= 1, 'at most 1: pixels lie in [0, 1]')
-    require('dataset.image_size', config.dataset.image_size >= 1, 'at least 1 pixel')
-    require('dataset.pseudo_ratio', 0 < config.dataset.pseudo_ratio < 1, 'between 0 and 1')
-    require('dataset.corrupt', config.dataset.corrupt in ('stop', 'skip'), 'stop or skip')
-    require('workers', config.workers >= 0, 'a count of processes, or 0')
-    require('evaluate.certified.memory_gb', config.evaluate.certified.memory_gb > 0, 'more than 0')
-    require('evaluate.pgd.restarts', config.evaluate.pgd.restarts >= 1, 'at least 1')
-    require(
-        'evaluate.checkpoint', config.evaluate.checkpoint in ('latest', 'best'), 'latest or best'
-    )
-    require('evaluate.attack', config.evaluate.attack in ('pgd', 'standard'), 'pgd or standard')
-    require(
-        'evaluate.attack',
-        config.evaluate.attack == 'pgd' or config.dataset.num_classes >= 4,
-        'pgd: standard needs at least 4 classes',
-    )
-    require('evaluate.batch_size', config.evaluate.batch_size >= 1, 'at least 1')
-    require('evaluate.examples', config.evaluate.examples >= 0, 'a count, or 0 for all')
-    require(
-        'trades.bn_updates',
-        config.trades.bn_updates in ('clean_attacked', 'original'),
-        'clean_attacked or original',
-    )
-    require('batch_norm', config.batch_norm in ('global', 'per_device'), 'global or per_device')
-    require('accumulate', config.accumulate >= 1, 'at least 1')
-    dtypes = ('float32', 'bfloat16')
-    require('compute_dtype', config.compute_dtype in dtypes, ' or '.join(dtypes))
-    precisions = ('', 'default', 'high', 'highest')
-    require('matmul_precision', config.matmul_precision in precisions, 'default, high or highest')
-    require('free.n_repeats', config.free.n_repeats >= 1, 'at least 1')
-    for field in ('smooth', 'evaluate.smooth'):
-        section = config.evaluate.smooth if '.' in field else config.smooth
-        require(f'{field}.sigma', section.sigma > 0, 'more than 0, in pixel units')
-    require('smooth.samples', config.smooth.samples >= 1, 'at least 1')
-    for field in ('n0', 'n', 'batch_size'):
-        require(f'evaluate.smooth.{field}', config.evaluate.smooth[field] >= 1, 'at least 1')
-    require('evaluate.smooth.examples', config.evaluate.smooth.examples >= 0, 'at least 0')
-    require('evaluate.smooth.alpha', 0 < config.evaluate.smooth.alpha < 1, 'between 0 and 1')
-    require('certified.eps', 0 < config.certified.eps <= 1, 'above 0 and at most 1, a pixel range')
-    for field in ('ibp.kappa_start', 'ibp.kappa_end', 'crown_ibp.kappa_start',
-                  'crown_ibp.kappa_end', 'crown_ibp.final_beta'):  # fmt: skip
-        section, name = field.split('.')
-        require(field, 0 <= config[section][name] <= 1, 'a part, in [0, 1]')
-    require('mixtrain.images', config.mixtrain.images >= 1, 'at least 1')
-    require('mixtrain.probability', 0 < config.mixtrain.probability <= 1, 'above 0, at most 1')
-    require('mixtrain.memory_gb', config.mixtrain.memory_gb > 0, 'more than 0')
-    for field in ('log_every', 'validate_every', 'checkpoint_every'):
-        require(field, config[field] >= 1, 'at least 1')
-    for phase in ('pretrain', 'prune', 'finetune', 'lwm'):
-        section = config[phase]
-        free = objective_name(config, phase) == 'free'
-        require('attack.norm', not free or config.attack.norm == 'linf', 'linf: free has no other')
-        require(f'{phase}.batch_size', section.batch_size >= 1, 'at least 1')
-        if phase == 'pretrain' and section.epochs == 0:
-            continue  # the random network
-        require(f'{phase}.epochs', section.epochs >= 1, 'at least 1')
-        if config.dataset.pseudo_labelled:
-            mixed = pseudo_per_batch(config, section.batch_size)
-            require(f'{phase}.batch_size', mixed < section.batch_size, 'room for labelled images')
-        require(f'{phase}.learning_rate', section.learning_rate > 0, 'more than 0')
-        require(f'{phase}.weight_decay', section.weight_decay >= 0, 'at least 0')
-        require(f'{phase}.momentum', 0 <= section.momentum < 1, 'at least 0 and below 1')
-        require(
-            f'{phase}.warmup_epochs', 0 <= section.warmup_epochs < section.epochs, 'below epochs'
-        )
-        require(f'{phase}.ramp_epochs', 0 <= section.ramp_epochs <= section.epochs, 'within epochs')
-        if section.schedule == 'original_cosine':
-            repeats = config.free.n_repeats if free else 1
-            require(
-                f'{phase}.epochs',
-                section.epochs > repeats,
-                'more than 1 pass over the data: its formula gives rate 0',
-            )
+def fields(config: ConfigDict) -> dict:
+    """Returns every field's value by its whole name, such as 'prune.epochs'."""
+    return flatten_dict(config.to_dict(), sep='.')
 
 
 def pseudo_per_batch(config: ConfigDict, batch_size: int) -> int:
@@ -358,6 +272,11 @@ def pseudo_per_batch(config: ConfigDict, batch_size: int) -> int:
 def objective_name(config: ConfigDict, phase: str) -> str:
     """Returns the objective that `phase` trains with."""
     return config[phase].objective or config.objective
+
+
+def repeats(config: ConfigDict, phase: str) -> int:
+    """Returns how many updates `phase` makes on each batch."""
+    return config.free.n_repeats if objective_name(config, phase) == 'free' else 1
 
 
 def identity(config: ConfigDict) -> dict:

@@ -236,7 +236,7 @@ def train(
                 ends_epoch, last = within_epoch == 0, step == total_steps
                 stops = stop.requested or distributed.preempted()
                 validates = ends_epoch and (last or epoch % config.validate_every == 0)
-                saves = validates or (ends_epoch and epoch % config.checkpoint_every == 0)
+                saves = ends_epoch and (last or epoch % config.checkpoint_every == 0)
                 if ends_epoch or stops or step % config.log_every == 0:
                     values = gathered_metrics(step)
                     quality = None

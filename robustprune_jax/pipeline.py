@@ -12,20 +12,13 @@ from flax import linen
 from ml_collections import ConfigDict
 
 from conversion.to_torch import export_checkpoint
-from robustprune_jax import checkpoint, distributed, phase, report, sharding, zoo
+from robustprune_jax import checkpoint, distributed, phase, report, rules, zoo
 from robustprune_jax import config as configs
-from robustprune_jax.bounds import METHODS
-from robustprune_jax.config import lookup
 from robustprune_jax.data import Splits, load
-from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.evaluate import evaluate
 from robustprune_jax.files import write_atomically
 from robustprune_jax.masks import SCORE_INITS
 from robustprune_jax.models import create_model
-from robustprune_jax.objectives import OBJECTIVES
-from robustprune_jax.objectives.ramps import RAMPS
-from robustprune_jax.objectives.smooth import SMOOTHINGS
-from robustprune_jax.optim import OPTIMIZERS, SCHEDULES
 
 # phase -> the phase whose network it starts from
 SOURCE = {'prune': 'pretrain', 'finetune': 'prune', 'lwm': 'pretrain'}
@@ -49,11 +42,11 @@ def run(config: ConfigDict, workdir: Path | str) -> dict:
     workdir that do not fit together; FloatingPointError when training diverges.
     """
     started, workdir = time.monotonic(), Path(workdir)
-    distributed.agree({'config': json.loads(config.to_json()), 'workdir': str(workdir)})
     with distributed.together():
-        wanted = configs.phases(config)
-        check_names(config)
-        configs.check(config)
+        rules.check(config)
+    distributed.agree({'config': json.loads(config.to_json()), 'workdir': str(workdir)})
+    wanted = configs.phases(config)
+    with distributed.together():
         splits = load(config.dataset)
         module = create_model(config.arch, config.dataset.num_classes)
         _check_images(config, module, splits)
@@ -108,27 +101,6 @@ def run(config: ConfigDict, workdir: Path | str) -> dict:
             page = report.write(workdir)
             print(report.table(result), f'\nreport: {page}', flush=True)
     return result
-
-
-def check_names(config: ConfigDict) -> None:
-    """Raises ValueError, with the nearest name, where the config names what does not exist."""
-    lookup(AUGMENTATIONS, config.dataset.augment, 'augmentation')
-    for name in ('prune', 'lwm'):
-        lookup(BASELINE, config[name].score_init, 'score init')
-    for method in configs.certificates(config):
-        lookup(dict.fromkeys(METHODS), method, 'method of bounds')
-    lookup(SMOOTHINGS, config.smooth.method, 'smoothing method')
-    lookup(RAMPS, config.certified.ramp, 'ramp')
-    for name in ('pretrain', 'prune', 'finetune', 'lwm'):
-        lookup(OBJECTIVES, configs.objective_name(config, name), 'objective')
-        lookup(OPTIMIZERS, config[name].optimizer, 'optimizer')
-        lookup(SCHEDULES, config[name].schedule, 'schedule')
-        sharding.check_batch_size(
-            config[name].batch_size, f'config.{name}.batch_size', config.accumulate
-        )
-    evaluate, smooth = config.evaluate, config.evaluate.smooth
-    sharding.check_batch_size(evaluate.batch_size, 'config.evaluate.batch_size')
-    sharding.check_batch_size(smooth.batch_size, 'config.evaluate.smooth.batch_size')
 
 
 def _check_images(config, module, splits):

@@ -22,12 +22,12 @@ def check_batch_size(batch_size: int, field: str, parts: int = 1) -> None:
     """Raises ValueError when a global batch cannot be divided over the devices, in `parts` each."""
     devices = jax.device_count()
     shares = devices * parts
-    if batch_size % shares:
+    if batch_size < 1 or batch_size % shares:
         nearest = max(shares, round(batch_size / shares) * shares)
         of_each = f' in {parts} parts each (config.accumulate)' if parts > 1 else ''
         raise ValueError(
-            f'{field} is {batch_size}: not divisible by the {devices} devices{of_each}; '
-            f'nearest: {nearest}'
+            f'{field} is {batch_size}: expected a multiple of {shares}, for {devices} devices'
+            f'{of_each}; nearest: {nearest}'
         )
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from robustprune_jax.config import check, default, differences, with_argument
+from robustprune_jax.config import default, differences, fields, with_argument
+from robustprune_jax.rules import check
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,8 +29,11 @@ def test_an_argument_changes_fields_and_variants():
     [
         ('smok', "unknown config variant 'smok': did you mean 'smoke'"),
         ('objectiv=pgd', "unknown config field 'objectiv': did you mean 'objective'"),
-        ('prun.epochs=3', "unknown config section 'prun': did you mean 'prune'"),
+        ('prun.epochs=3', "unknown config field 'prun.epochs': did you mean 'prune.epochs'"),
+        ('prune.epochs.last=3', "unknown config field .*: did you mean 'prune.epochs'"),
+        ('attack=3', "unknown config field 'attack': did you mean 'attack.eps'"),
         ('prune.epochs=many', 'prune.epochs=many: expected int, such as 10'),
+        ('prune.epochs={[1]:2}', 'expected int, such as 10'),
         ('densities=0.1', 'expected tuple'),
     ],
 )
@@ -42,16 +46,23 @@ def test_a_wrong_argument_is_named(argument, message):
     ('field', 'value', 'message'),
     [
         ('attack.steps', 0, 'config.attack.steps is 0: expected at least 1'),
+        ('attack.steps', None, 'config.attack.steps is None: expected a whole number'),
         ('prune.epochs', 0, 'config.prune.epochs'),
         ('densities', (0.1, 0.1), 'no density twice'),
         ('prune.momentum', 1.0, 'below 1'),
         ('lwm.warmup_epochs', 20.0, 'below epochs'),
-        ('evaluate.attack', 'apgd', "'apgd': expected pgd or standard"),
+        ('evaluate.attack', 'apgd', "unknown config.evaluate.attack 'apgd': did you mean 'pgd'"),
+        ('evaluate.pgd.norm', 'l_2', "unknown config.evaluate.pgd.norm 'l_2': did you mean 'l2'"),
+        ('prune.objective', 'nat', "unknown config.prune.objective 'nat': did you mean 'natural'"),
+        ('evaluate.certified.methods', 'ibp,crwn', "certified.methods 'crwn': did you mean 'crown"),
+        ('evaluate.certified.methods', 'ibp, ibp', 'no name twice'),
+        ('seed', 2**32, r'below 2\*\*32'),  # jax's key of it is that of 0
+        ('objectiv', 'pgd', "unknown config field 'objectiv': did you mean 'objective'"),
+        ('attack', {'eps': 0.1}, 'config.attack.norm is missing'),
     ],
 )
 def test_values_that_no_part_could_work_with(field, value, message):
     config = default()
-    check(config)
     *sections, name = field.split('.')
     section = config
     for key in sections:
@@ -61,6 +72,33 @@ def test_values_that_no_part_could_work_with(field, value, message):
         check(config)
 
 
+# By the type of a field. A number below 0 has no meaning in any of them.
+NONSENSE = {
+    bool: [None],
+    int: [None, True, -1],
+    float: [None, -1.0, float('nan'), float('inf'), float('-inf')],
+    str: [None, 'no such name'],
+    tuple: [None, (), ('0.1',), (True,), (-1.0,), (float('nan'),)],
+}
+FREE_TEXT = {'source', 'dataset.name', 'dataset.dir', 'dataset.pseudo_labelled'}
+
+
+def test_nonsense_in_any_field_is_one_line_that_names_it():
+    accepted = []
+    for field, usual in fields(default()).items():
+        for value in NONSENSE[type(usual)]:
+            if value and field in FREE_TEXT:
+                continue
+            config = default()
+            config.update_from_flattened_dict({field: value})
+            try:
+                check(config)
+                accepted.append((field, value))
+            except ValueError as error:
+                assert f'config.{field} ' in str(error) and '\n' not in str(error)
+    assert accepted == []
+
+
 def test_the_original_cosine_needs_two_epochs():
     config = default()
     config.prune.update(schedule='original_cosine', epochs=1)
@@ -68,17 +106,47 @@ def test_the_original_cosine_needs_two_epochs():
         check(config)
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*.py')), ids=lambda p: p.stem)
-def test_every_config_fits_the_schema_and_shrinks(path):
+def config_file(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    check(module.get_config())
-    config = module.get_config('smoke')
+    return module
+
+
+CONFIGS = {path: config_file(path) for path in sorted((ROOT / 'configs').glob('*.py'))}
+
+
+def variants(module):
+    """Its variants but for smoke, as it tells them to who names none of them."""
+    with pytest.raises(ValueError, match='unknown config variant') as error:
+        module.get_config('?')
+    return str(error.value).split('one of ')[1].split(', ')[1:]
+
+
+@pytest.mark.parametrize(
+    ('path', 'argument'),
+    [
+        pytest.param(path, argument, id=f'{path.stem}:{argument}')
+        for path, module in CONFIGS.items()
+        for variant in ['', *variants(module)]
+        for argument in (variant, f'{variant},smoke', f'smoke,{variant}')
+    ],
+)
+def test_every_config_runs_with_every_variant_and_shrinks(path, argument):
+    module = CONFIGS[path]
+    config = module.get_config(argument)
     check(config)
-    assert config.dataset.train_examples <= 256 and config.pretrain.epochs <= 2
-    assert set(config) == set(default())
+    if 'smoke' in argument:
+        assert config.dataset.train_examples <= 256 and config.pretrain.batch_size <= 64
+        assert config.pretrain.epochs <= 2 * config.free.n_repeats
     assert f'--config=configs/{path.name}' in module.__doc__
+
+
+def test_smoke_knows_of_the_repeats_of_a_single_field():
+    config = CONFIGS[ROOT / 'configs/cifar10.py'].get_config('smoke,objective=free,prune.epochs=7')
+    check(config)
+    assert config.pretrain.epochs == 2 * config.free.n_repeats
+    assert config.prune.epochs == 7
 
 
 def test_differences_name_the_leaf():

@@ -256,18 +256,32 @@ def test_divergence_stops_and_keeps_what_is_saved(finished, tiny_config, tmp_pat
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved))
 
 
+def test_checkpoint_every_decides_what_is_saved(tiny_config, tmp_path):
+    config = tiny_config()
+    config.arch, config.objective, config.phases = 'lin_1', 'natural', 'pretrain'
+    config.checkpoint_every = 2
+    # A linear network's weights grow 100 times a step: their norm overflows in the tenth of twelve.
+    config.pretrain.update(
+        epochs=4, learning_rate=1.0, momentum=0.0, weight_decay=100.0, schedule='constant'
+    )
+    with pytest.raises(FloatingPointError, match='the checkpoint of step 6 is kept'):
+        pipeline.run(config, tmp_path)
+    assert checkpoint.load_meta(tmp_path / 'pretrain')['step'] == 6
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
         ({'arch': 'mnist_modell'}, "'mnist_modell'.*mnist_model"),
-        ({'objective': 'trade'}, "unknown objective 'trade': did you mean 'trades'"),
-        ({'prune.objective': 'nat'}, 'unknown objective'),
+        ({'objective': 'trade'}, "unknown config.objective 'trade': did you mean 'trades'"),
+        ({'prune.objective': 'nat'}, 'unknown config.prune.objective'),
+        ({'trades.beta': float('nan')}, 'config.trades.beta is nan: expected a finite number'),
         ({'densities': (0.1, 1.5)}, 'config.densities'),
         ({'densities': (0.0,)}, 'config.densities'),
         ({'phases': 'pretrain,prun'}, "'prun': did you mean 'prune'"),
         ({'dataset.num_classes': 2}, 'label'),
         ({'dataset.dir': 'nowhere.npz'}, 'nowhere.npz'),
-        ({'pretrain.schedule': 'cos'}, 'unknown schedule'),
+        ({'pretrain.schedule': 'cos'}, 'unknown config.pretrain.schedule'),
         ({'evaluate.pgd.eps': 2.0}, 'config.evaluate.pgd.eps is 2.0: expected at most 1'),
         ({'phases': 'prune', 'source': 'nowhere'}, 'no checkpoint in nowhere'),
         ({'phases': 'prune'}, 'no checkpoint in .*pretrain'),

@@ -13,12 +13,13 @@ import optax
 import pytest
 
 from robustprune_jax import checkpoint, compiler, pipeline
-from robustprune_jax.config import check, default
+from robustprune_jax.config import default
 from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.files import read_jsonl
 from robustprune_jax.models import create_model
 from robustprune_jax.models.layers import batch_norm
 from robustprune_jax.objectives import OBJECTIVES
+from robustprune_jax.rules import check
 from robustprune_jax.sharding import make_mesh
 from robustprune_jax.step import create_state, place, train_step
 

@@ -31,6 +31,7 @@ def test_on_simulated_devices(name):
 
 def test_a_batch_is_divided_into_parts():
     check_batch_size(12, 'config.prune.batch_size', 4)
-    message = r'not divisible by the 1 devices in 4 parts each \(config.accumulate\); nearest: 12'
-    with pytest.raises(ValueError, match=message):
-        check_batch_size(13, 'config.prune.batch_size', 4)
+    message = r'of 4, for 1 devices in 4 parts each \(config.accumulate\); nearest: '
+    for size, nearest in ((13, 12), (0, 4)):
+        with pytest.raises(ValueError, match=f'{message}{nearest}'):
+            check_batch_size(size, 'config.prune.batch_size', 4)

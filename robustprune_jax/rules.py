@@ -1,0 +1,219 @@
+"""What the fields of a config must be: tables, read from top to bottom before anything runs."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from robustprune_jax import sharding
+from robustprune_jax.attacks import NORMS
+from robustprune_jax.bounds import METHODS
+from robustprune_jax.config import (
+    PHASES,
+    TRAINED,
+    default,
+    fields,
+    lookup,
+    names,
+    objective_name,
+    pseudo_per_batch,
+    repeats,
+)
+from robustprune_jax.data.augment import AUGMENTATIONS
+from robustprune_jax.masks import SCORE_INITS
+from robustprune_jax.models import MODELS
+from robustprune_jax.objectives import OBJECTIVES
+from robustprune_jax.objectives.ramps import RAMPS
+from robustprune_jax.objectives.smooth import SMOOTHINGS
+from robustprune_jax.optim import OPTIMIZERS, SCHEDULES
+
+# (field, value) -> None; raises ValueError, naming the field.
+Rule = Callable[[str, Any], None]
+
+
+def _require(field, value, holds, expected):
+    if not holds:
+        raise ValueError(f'config.{field} is {value!r}: expected {expected}')
+
+
+def _must(holds: Callable[[Any], bool], expected: str) -> Rule:
+    return lambda field, value: _require(field, value, holds(value), expected)
+
+
+def _named(registry: Iterable[str]) -> Rule:
+    return lambda field, value: lookup(dict.fromkeys(registry), value, f'config.{field}')
+
+
+def _each_named(registry: Iterable[str]) -> Rule:
+    """A comma-separated list."""
+
+    def rule(field, value):
+        found = names(value)
+        for name in found:
+            _named(registry)(field, name)
+        _require(field, value, len(set(found)) == len(found), 'no name twice')
+
+    return rule
+
+
+def _is_number(value):
+    is_one = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_one and -float('inf') < value < float('inf')  # false for NaN
+
+
+# By the type of a field's default. None, which ml_collections takes anywhere, is none of them.
+TYPES: dict[type, Rule] = {
+    bool: _must(lambda value: isinstance(value, bool), 'True or False'),
+    int: _must(lambda value: isinstance(value, int) and _is_number(value), 'a whole number'),
+    float: _must(_is_number, 'a finite number'),
+    str: _must(lambda value: isinstance(value, str), 'text'),
+    tuple: _must(
+        lambda value: isinstance(value, tuple) and all(map(_is_number, value)),
+        'a tuple of finite numbers',
+    ),
+}
+
+_at_least_0 = _must(lambda value: value >= 0, 'at least 0')
+_at_least_1 = _must(lambda value: value >= 1, 'at least 1')
+_above_0 = _must(lambda value: value > 0, 'more than 0')
+_pixels = _must(lambda value: value > 0, 'more than 0, in pixel units')
+_part = _must(lambda value: 0 <= value <= 1, 'a part, in [0, 1]')
+_between = _must(lambda value: 0 < value < 1, 'between 0 and 1')
+
+_PHASE_FIELDS: dict[str, Rule] = {
+    'epochs': _at_least_1,
+    'batch_size': _at_least_1,
+    'optimizer': _named(OPTIMIZERS),
+    'learning_rate': _above_0,
+    'momentum': _must(lambda value: 0 <= value < 1, 'at least 0 and below 1'),
+    'weight_decay': _at_least_0,
+    'schedule': _named(SCHEDULES),
+    'warmup_epochs': _at_least_0,
+    'ramp_epochs': _at_least_0,
+}
+
+# Fields by themselves. dataset.name is looked up where its data are read.
+FIELDS: dict[str, Rule] = {
+    'arch': _named(MODELS),
+    'seed': _must(lambda value: 0 <= value < 2**32, 'at least 0 and below 2**32'),  # jax's keys
+    'phases': _each_named(PHASES),
+    'densities': _must(
+        lambda value: all(0 < density <= 1 for density in value),
+        'kept fractions above 0 and at most 1',
+    ),
+    'dataset.num_classes': _must(lambda value: value >= 2, 'at least 2'),
+    'dataset.train_examples': _at_least_0,
+    'dataset.validation': _at_least_0,
+    'dataset.augment': _named(AUGMENTATIONS),
+    'dataset.pseudo_ratio': _between,
+    'dataset.image_size': _at_least_1,
+    'dataset.corrupt': _named(('stop', 'skip')),
+    'workers': _at_least_0,
+    'batch_norm': _named(('global', 'per_device')),
+    'accumulate': _at_least_1,
+    'compute_dtype': _named(('float32', 'bfloat16')),
+    'matmul_precision': _named(('', 'default', 'high', 'highest')),
+    'objective': _named(OBJECTIVES),
+    'attack.eps': _pixels,
+    'attack.step_size': _pixels,
+    'attack.steps': _at_least_1,
+    'attack.norm': _named(NORMS),
+    'trades.beta': _at_least_0,
+    'trades.bn_updates': _named(('clean_attacked', 'original')),
+    'free.n_repeats': _at_least_1,
+    'smooth.method': _named(SMOOTHINGS),
+    'smooth.sigma': _pixels,
+    'smooth.beta': _at_least_0,
+    'smooth.samples': _at_least_1,
+    'certified.eps': _must(lambda value: 0 < value <= 1, 'above 0 and at most 1, a pixel range'),
+    'certified.ramp': _named(RAMPS),
+    'ibp.kappa_start': _part,
+    'ibp.kappa_end': _part,
+    'crown_ibp.kappa_start': _part,
+    'crown_ibp.kappa_end': _part,
+    'crown_ibp.final_beta': _part,
+    'mixtrain.images': _at_least_1,
+    'mixtrain.probability': _must(lambda value: 0 < value <= 1, 'above 0, at most 1'),
+    'mixtrain.weight': _at_least_0,
+    'mixtrain.memory_gb': _above_0,
+    **{f'{phase}.{field}': rule for phase in TRAINED for field, rule in _PHASE_FIELDS.items()},
+    'pretrain.epochs': _at_least_0,  # 0: the random network
+    'prune.score_init': _named((*SCORE_INITS, 'snip')),
+    'lwm.score_init': _named((*SCORE_INITS, 'snip')),
+    'evaluate.checkpoint': _named(('latest', 'best')),
+    'evaluate.batch_size': _at_least_1,
+    'evaluate.examples': _at_least_0,
+    'evaluate.attack': _named(('pgd', 'standard')),
+    'evaluate.pgd.eps': _pixels,
+    'evaluate.pgd.step_size': _pixels,
+    'evaluate.pgd.steps': _at_least_1,
+    'evaluate.pgd.norm': _named(NORMS),
+    'evaluate.pgd.restarts': _at_least_1,
+    'evaluate.certified.methods': _each_named(METHODS),
+    'evaluate.certified.memory_gb': _above_0,
+    'evaluate.smooth.examples': _at_least_0,
+    'evaluate.smooth.sigma': _pixels,
+    'evaluate.smooth.n0': _at_least_1,
+    'evaluate.smooth.n': _at_least_1,
+    'evaluate.smooth.alpha': _between,
+    'evaluate.smooth.batch_size': _at_least_1,
+    'evaluate.smooth.radii': _must(
+        lambda value: value and min(value) >= 0, 'radii of at least 0, one or more'
+    ),
+    'log_every': _at_least_1,
+    'validate_every': _at_least_1,
+    'checkpoint_every': _at_least_1,
+}
+
+
+def _relations(config: ConfigDict) -> Iterator[tuple[str, bool, str]]:
+    """Yields what must hold of fields beside others: a field, whether it does, what is expected."""
+    densities = config.densities
+    yield 'phases', bool(names(config.phases)), f'at least one of {", ".join(PHASES)}'
+    yield 'densities', len(densities) > 0, 'at least one kept fraction'
+    yield 'densities', len(set(densities)) == len(densities), 'no density twice'
+    for field, attack in (('attack', config.attack), ('evaluate.pgd', config.evaluate.pgd)):
+        in_range = attack.norm != 'linf' or attack.eps <= 1
+        yield f'{field}.eps', in_range, 'at most 1: pixels lie in [0, 1]'
+    free = 'free' in [objective_name(config, phase) for phase in TRAINED]
+    yield 'attack.norm', not free or config.attack.norm == 'linf', 'linf: free has no other'
+    enough = config.evaluate.attack == 'pgd' or config.dataset.num_classes >= 4
+    yield 'evaluate.attack', enough, 'pgd: standard needs at least 4 classes'
+    for phase in TRAINED:
+        section = config[phase]
+        if not section.epochs:
+            continue
+        mixed = pseudo_per_batch(config, section.batch_size)
+        both = not config.dataset.pseudo_labelled or 0 < mixed < section.batch_size
+        yield f'{phase}.batch_size', both, 'room for labelled and for pseudo-labelled images'
+        warmup, epochs = section.warmup_epochs, section.epochs
+        yield f'{phase}.warmup_epochs', warmup < epochs, 'below epochs'
+        yield f'{phase}.ramp_epochs', section.ramp_epochs <= epochs, 'within epochs'
+        moves = section.schedule != 'original_cosine' or epochs - warmup > repeats(config, phase)
+        yield (
+            f'{phase}.epochs',
+            moves,
+            'more than 1 pass over the data after the warm-up: its formula gives rate 0',
+        )
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ValueError on a config that no run could work with: the field, and what it expects,
+    or of a name that does not exist the nearest that does.
+    """
+    values, standard = fields(config), fields(default())
+    for field in values:
+        lookup(standard, field, 'config field')
+    for field, usual in standard.items():
+        if field not in values:
+            raise ValueError(f'config.{field} is missing: start from config.default()')
+        TYPES[type(usual)](field, values[field])
+    for field, rule in FIELDS.items():
+        rule(field, values[field])
+    for phase in TRAINED:
+        _named(OBJECTIVES)(f'{phase}.objective', objective_name(config, phase))
+    for field, holds, expected in _relations(config):
+        _require(field, values[field], holds, expected)
+    parts = dict.fromkeys([f'{phase}.batch_size' for phase in TRAINED], config.accumulate)
+    for field in (*parts, 'evaluate.batch_size', 'evaluate.smooth.batch_size'):
+        sharding.check_batch_size(values[field], f'config.{field}', parts.get(field, 1))
