@@ -12,6 +12,15 @@ import numpy as np
 from jax.tree_util import Partial
 
 
+def are_here(*values) -> bool:
+    """Returns whether all values can be looked at: none is traced or partly another process's."""
+    return all(
+        not isinstance(value, jax.core.Tracer)
+        and (not isinstance(value, jax.Array) or value.is_fully_addressable)
+        for value in values
+    )
+
+
 def check(
     images: jax.Array,
     labels: jax.Array | None = None,
@@ -23,7 +32,7 @@ def check(
     """Raises ValueError unless images are floats [B, H, W, C] in `box`, labels ints [B], and eps a
     radius within it, in pixel units: one, or one for each image.
     """
-    if not _are_here(images, labels, eps):
+    if not are_here(images, labels, eps):
         return
     _check_images(images, box)
     if labels is not None:
@@ -42,7 +51,7 @@ def check_network(logits_fn: Partial, images: jax.Array, labels: jax.Array) -> N
     """Raises ValueError unless the network gives logits [B, K] of images, K at least 2, and labels
     are of its classes. Warns (UserWarning) where they are a softmax's: attacks need logits.
     """
-    if not _are_here(images, labels):
+    if not are_here(images, labels):
         return
     program = _forward.trace(logits_fn, images)
     shape = program.out_info.shape
@@ -58,7 +67,7 @@ def check_network(logits_fn: Partial, images: jax.Array, labels: jax.Array) -> N
 
 def check_classes(labels: jax.Array, classes: int) -> None:
     """Raises ValueError on a label outside 0..classes - 1."""
-    if not _are_here(labels):
+    if not are_here(labels):
         return
     labels = np.asarray(labels)
     wrong = (labels < 0) | (labels >= classes)
@@ -67,14 +76,6 @@ def check_classes(labels: jax.Array, classes: int) -> None:
             f'the label of image {wrong.argmax()} is {labels[wrong.argmax()]}: the network has '
             f'classes 0 to {classes - 1}'
         )
-
-
-def _are_here(*values):
-    return all(
-        not isinstance(value, jax.core.Tracer)
-        and (not isinstance(value, jax.Array) or value.is_fully_addressable)
-        for value in values
-    )
 
 
 def _check_images(images, box):

@@ -16,7 +16,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+
+from robustprune_jax import inputs
 
 
 def is_kernel(path: tuple[str, ...], leaf: jax.Array) -> bool:
@@ -63,8 +66,11 @@ def init_scores(
     how: a name of SCORE_INITS. `scaled` is sqrt(6 / fan_in) * W / max|W|; the others are random,
     with the ReLU gain, and need `key`. A score of exactly 0 gets no gradient: `scaled` never
     revives a weight that is 0.
-    Raises ValueError when nothing is prunable, or a random `how` comes without a key.
+    Raises ValueError when nothing is prunable, a random `how` comes without a key, or `params` is
+    the whole variables dict.
     """
+    if 'params' in params:
+        raise ValueError("params holds the whole variables: pass variables['params']")
     if how not in SCORE_INITS:
         raise ValueError(f'unknown score init {how!r}: one of {", ".join(SCORE_INITS)}')
     if how != 'scaled' and key is None:
@@ -163,10 +169,19 @@ def topk_masks(scores: dict, density: float) -> dict:
 
 
 def apply_masks(params: dict, masks: dict) -> dict:
-    """Returns `params` with each masked leaf multiplied by its mask; the others pass unchanged."""
-    masks = flatten_dict(masks)
+    """Returns `params` with each masked leaf multiplied by its mask; the others pass unchanged.
+
+    Raises ValueError on a mask that is no parameter's, or that holds other numbers than 0 and 1
+    (not looked at inside jit).
+    """
+    params, masks = flatten_dict(params), flatten_dict(masks)
+    for path, mask in masks.items():
+        if path not in params or mask.shape != params[path].shape:
+            raise ValueError(f'the mask {"/".join(path)}, {mask.shape}, is of no such parameter')
+        if inputs.are_here(mask) and not np.isin(mask, (0, 1)).all():
+            raise ValueError(f'the mask {"/".join(path)} has other values than 0 and 1: scores?')
     return unflatten_dict(
-        {p: leaf * masks[p] if p in masks else leaf for p, leaf in flatten_dict(params).items()}
+        {path: leaf * masks[path] if path in masks else leaf for path, leaf in params.items()}
     )
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from robustprune_jax import checkpoint, distributed, sharding
@@ -23,7 +24,7 @@ from robustprune_jax.data import Split, Splits
 from robustprune_jax.data.augment import AUGMENTATIONS, to_float
 from robustprune_jax.data.batches import eval_batches, train_batches
 from robustprune_jax.log import PhaseLog
-from robustprune_jax.masks import apply_masks, init_scores, snip_scores
+from robustprune_jax.masks import init_scores, snip_scores
 from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.optim import optimizer, phase_labels, schedule
 from robustprune_jax.smoothing import soft_radii
@@ -69,8 +70,14 @@ def start_variables(
     if phase == 'prune':
         return variables
     if config.lwm.rescale:
-        grown = jax.tree.map(lambda _: np.float32(density**-0.5), variables['scores'])
-        variables['params'] = apply_masks(variables['params'], grown)
+        scale = np.float32(density**-0.5)
+        kernels = flatten_dict(variables['scores'])
+        variables['params'] = unflatten_dict(
+            {
+                path: scale * leaf if path in kernels else leaf
+                for path, leaf in flatten_dict(variables['params']).items()
+            }
+        )
     return with_masks(variables, density)
 
 

@@ -134,6 +134,19 @@ def _kernels(params):
     return [leaf for leaf in jax.tree.leaves(params) if leaf.ndim >= 2 and leaf.shape != (2, 4)]
 
 
+def test_what_is_no_mask_is_refused():
+    params = {'a': {'kernel': jnp.ones((2, 3))}}
+    for masks, message in (
+        ({'a': {'kernel': 0.5 * jnp.ones((2, 3))}}, 'a/kernel has other values than 0 and 1'),
+        ({'b': {'kernel': jnp.ones((2, 3))}}, r'b/kernel, \(2, 3\), is of no such parameter'),
+        ({'a': {'kernel': jnp.ones((2, 1))}}, r'a/kernel, \(2, 1\), is of no such parameter'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            apply_masks(params, masks)
+    with pytest.raises(ValueError, match=r"pass variables\['params'\]"):
+        init_scores({'params': params})
+
+
 def test_the_user_says_what_is_prunable():
     params = {'a': {'kernel': jnp.ones((2, 2))}, 'b': {'kernel': jnp.ones((2, 2))}}
     scores = init_scores(params, prunable=lambda path, leaf: path[0] == 'a')
