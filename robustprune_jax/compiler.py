@@ -23,8 +23,20 @@ def backend() -> str:
 
 
 def options() -> dict | None:
-    """Returns the compiler options of the backend, for `jax.jit`."""
-    return CPU_OPTIONS if backend() == 'cpu' else None
+    """Returns the compiler options of the backend, for `jax.jit`: those that this XLA knows."""
+    if backend() != 'cpu':
+        return None
+    return {name: value for name, value in CPU_OPTIONS.items() if _is_known(name, value)}
+
+
+@cache
+def _is_known(name, value):
+    # Experimental options come and go between versions of XLA, which says so when it compiles.
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def jit(function: Callable | None = None, **settings) -> Callable:

@@ -132,3 +132,10 @@ def test_an_attack_evaluates_each_image_as_often_as_it_has_steps():
     standard(count, KEY, IMAGES, 0 * LABELS, eps=0.1, attacks=('apgd-ce',))
     looked_for_zero_gradients = 1
     assert len(evaluated) - 2 * before - looked_for_zero_gradients == 101
+
+
+def test_an_option_that_xla_does_not_know_ends_no_run(monkeypatch):
+    known = compiler.options()
+    monkeypatch.setitem(compiler.CPU_OPTIONS, 'xla_cpu_of_another_version', 'true')
+    assert compiler.options() == known
+    assert compiler.jit(lambda x: x + 1)(1) == 2
