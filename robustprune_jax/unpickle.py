@@ -21,8 +21,7 @@ class Unpickler(pickle._Unpickler):
     The functions a pickle may call are all defined here or by a subclass: nothing is ever looked up
     in, or imported from, another module. Nothing is allocated because a number in the pickle says
     so, as C's unpickler does: `file` must give no more than it has, whatever it is asked to read
-    (BytesIO and mmap do). Of `size` bytes, those of the whole file, no copies of more than four
-    times as many are made, so memory stays in proportion.
+    (BytesIO and mmap do). Copies of what is in it end at four times `size`, the whole file's bytes.
     """
 
     allowed: dict[tuple[str, str], Any] = {}  # noqa: RUF012

@@ -293,3 +293,10 @@ def test_safetensors_keep_strides_and_dtypes(tmp_path):
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(ValueError, match=r'a\.safetensors is no safetensors file, or damaged'):
         read_checkpoint(path)
+
+
+def test_safetensors_of_float8_are_refused_in_one_line(tmp_path):
+    header = b'{"a": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}'
+    (tmp_path / 'a.safetensors').write_bytes(struct.pack('<Q', len(header)) + header + bytes(2))
+    with pytest.raises(ValueError, match=r'a\.safetensors holds float8_e4m3fn, which is not read'):
+        read_checkpoint(tmp_path / 'a.safetensors')

@@ -46,9 +46,19 @@ def read(path_or_name: str | Path) -> tuple[dict, dict]:
         names = {name: FOLDER / f'{name}{SUFFIX}' for name in cards()}
         path = lookup(names, str(path_or_name), 'network, neither a file nor in the zoo')
     card = path.with_name(path.name.removesuffix(SUFFIX) + '.json')
-    density = json.loads(card.read_text())['density'] if card.is_file() else 1
+    density = _density(card) if card.is_file() else 1
     variables, meta, _ = import_checkpoint(path, density=density if density < 1 else None)
     return variables, meta
+
+
+def _density(card: Path) -> float:
+    try:
+        density = json.loads(card.read_text())['density']
+        if 0 < density <= 1:
+            return density
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise ValueError(f"{card} is no card: its field 'density' must be above 0 and at most 1")
 
 
 def cards() -> dict[str, dict]:
