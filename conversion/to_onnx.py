@@ -86,10 +86,10 @@ def _trace(module, variables, image_shape):
         closed, out = jax.make_jaxpr(network.func, return_shape=True)(variables, images)
     except (TypeError, jax.errors.InconclusiveDimensionOperation) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        line = next(f for f in reversed(frames) if not f.filename.startswith(_LIBRARIES))
+        frame = next(f for f in reversed(frames) if not f.filename.startswith(_LIBRARIES))
         raise NotImplementedError(
             'the module cannot be traced for any images in a batch of any size: '
-            f'{str(error).splitlines()[0]} at {line.filename}:{line.lineno}'
+            f'{str(error).splitlines()[0]} at {frame.filename}:{frame.lineno}'
         ) from error
     if not (
         isinstance(out, jax.ShapeDtypeStruct)
@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
         variables, meta = checkpoint.load(args.checkpoint, which)
         module = create_model(meta['arch'], meta['num_classes'])
         summary = export_onnx(variables, module, meta['image_shape'], args.out)
-    except (ValueError, OSError, ImportError, NotImplementedError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f'to_onnx: {error}')
     height, width, channels = meta['image_shape']
     print(f'{args.out}: {line(summary)}, images [batch, {channels}, {height}, {width}]')

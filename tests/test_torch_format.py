@@ -124,7 +124,7 @@ TENSOR = (
 )
 STORAGE = TENSOR[TENSOR.index(b'(X') : TENSOR.index(b'Q') + 1]
 EXPANDED = TENSOR.replace(b'K\x04\x85K\x01', b'J\x00\x00\x00\x40\x85K\x00')
-BACKWARDS = TENSOR.replace(b'K\x04\x85K\x01', b'K\x03\x85K\x00')  # the second one thrice
+REPEATED = TENSOR.replace(b'K\x04\x85K\x01', b'K\x03\x85K\x00')  # the second one thrice
 
 
 def test_tensors_cannot_reach_beyond_their_storage(tmp_path):
@@ -134,7 +134,7 @@ def test_tensors_cannot_reach_beyond_their_storage(tmp_path):
     with pytest.raises(ValueError, match='reaches beyond its storage'):
         load(TENSOR)
     with pytest.raises(ValueError, match='a tensor has no storage'):
-        load(TENSOR.replace(STORAGE, BACKWARDS).replace(b'K\x04\x85K\x01', b'K\x02\x85K\x01'))
+        load(TENSOR.replace(STORAGE, REPEATED).replace(b'K\x04\x85K\x01', b'K\x02\x85K\x01'))
     np.testing.assert_array_equal(load(TENSOR.replace(b'K\x04\x85', b'K\x03\x85')), np.zeros(3))
 
 

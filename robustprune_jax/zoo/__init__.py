@@ -35,8 +35,8 @@ def read(path_or_name: str | Path) -> tuple[dict, dict]:
     path_or_name: the folder of a phase, a PyTorch or safetensors file, or a name of `cards`. meta:
     at least arch, num_classes, image_shape [H, W, C], density (None: not pruned). Weights that were
     pruned are exact zeros, and variables hold the masks where the folder or the card says the
-    density. Raises ValueError on an unknown name, with the nearest one, FileNotFoundError on a
-    folder without a checkpoint.
+    density. Raises ValueError on an unknown name, with the nearest one, and on a card that says no
+    density, FileNotFoundError on a folder without a checkpoint.
     """
     path = Path(path_or_name)
     if path.is_dir():
