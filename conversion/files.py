@@ -7,6 +7,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from .fit import few, not_tensors
 from .torch_format import load_pth, save_pth, temporary_file
 
 # Where training code keeps the state dict in its file, in the order in which we look.
@@ -24,7 +25,11 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dic
             with safetensors.safe_open(path, framework='numpy') as file:
                 return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
         except safetensors.SafetensorError as error:
-            raise ValueError(f'{path} is no safetensors file, or damaged: {error}') from None
+            raise ValueError(f'{path} is no safetensors file, or damaged: {error!s:.200}') from None
+        except AttributeError as error:  # looking for the tensor's dtype in numpy
+            raise ValueError(
+                f'{path} holds {error.name}, which is not read: save it as float32'
+            ) from None
     content = load_pth(path)
     if not isinstance(content, dict):
         raise ValueError(f'{path} holds a {type(content).__name__}, not a state dict')
@@ -54,9 +59,7 @@ def write_checkpoint(
 
 
 def _arrays(state_dict, path):
-    others = [name for name, value in state_dict.items() if not isinstance(value, np.ndarray)]
+    others = not_tensors(state_dict)
     if others or not state_dict:
-        raise ValueError(
-            f'{path} holds no state dict: {", ".join(map(str, others[:3])) or "empty"}'
-        )
+        raise ValueError(f'{path} holds no state dict: {few(others) or "empty"}')
     return state_dict

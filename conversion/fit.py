@@ -10,6 +10,7 @@ from robustprune_jax.models import create_model
 
 from .layout import flat_channels, flat_width, torch_shape
 from .names import TABLES, Layer, leaves
+from .unused import twin
 
 
 def is_masked(state_dict: dict[str, np.ndarray]) -> bool:
@@ -30,7 +31,8 @@ def mismatch(
     """Returns in what a state dict differs from `arch`, None where it is one of its networks.
 
     Tensors that have no counterpart here may be missing. Where the image's size or channels decide
-    a layer's input width, any width will do. Of a name table, only the names are compared.
+    a layer's input width, any width will do. Of a name table, only the names are compared, and
+    whether they are weights at all.
     """
     expected = leaves(arch, scores=is_masked(state_dict))
     missing = [leaf.torch for leaf in expected if leaf.path and leaf.torch not in state_dict]
@@ -38,6 +40,13 @@ def mismatch(
     unexpected = [name for name in state_dict if name not in known]
     if missing or unexpected:
         return missing_and_unexpected(missing, unexpected)
+    unusable = [
+        f'{leaf.torch} ({array.dtype} of shape {array.shape})'
+        for leaf in expected
+        if leaf.path and not _is_usable(array := state_dict[leaf.torch], leaf)
+    ]
+    if unusable:
+        return f'no weights in {few(unusable)}'
     classes = count_classes(state_dict, arch)
     if num_classes not in (None, classes):
         return f'it has {classes} classes, not {num_classes}'
@@ -46,13 +55,22 @@ def mismatch(
     shapes = _expected_shapes(arch, classes, count_channels(state_dict, arch))
     wrong = []
     for leaf in expected:
-        if leaf.path:
-            found, wanted = state_dict[leaf.torch].shape, shapes[leaf.torch]
+        if leaf.torch in state_dict:
+            found, wanted = state_dict[leaf.torch].shape, shapes.get(twin(leaf.torch), ())
             if leaf.kernel and leaf.kernel.kind == 'flatten' and len(found) == 2:
                 wanted = (wanted[0], flat_width(found[1], leaf.kernel))
             if found != wanted:
                 wrong.append(f'{leaf.torch} (has shape {found}, expected {wanted})')
     return f'misshapen {few(wrong)}' if wrong else None
+
+
+def not_tensors(state_dict: dict) -> list:
+    """Returns the keys of a dict that are no names, or whose values are no arrays."""
+    return [
+        name
+        for name, value in state_dict.items()
+        if not (isinstance(name, str) and isinstance(value, np.ndarray))
+    ]
 
 
 def count_classes(state_dict: dict[str, np.ndarray], arch: str | Sequence[Layer]) -> int:
@@ -72,9 +90,15 @@ def missing_and_unexpected(missing: list[str], unexpected: list[str]) -> str:
     return ', '.join(f'{what} {few(names)}' for what, names in parts if names)
 
 
-def few(names: list[str]) -> str:
-    """Returns the first three names, and how many more there are."""
-    return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
+def few(names: list) -> str:
+    """Returns the first three names, short, and how many more there are."""
+    shown = ', '.join(f'{name!s:.99}' for name in names[:3])
+    return shown + (f' and {len(names) - 3} more' if len(names) > 3 else '')
+
+
+def _is_usable(array, leaf):
+    floating = jax.numpy.issubdtype(array.dtype, np.floating)
+    return floating and array.size and (leaf.kernel is None or array.ndim > 1)
 
 
 def _kernels(arch):

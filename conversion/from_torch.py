@@ -8,6 +8,8 @@ import math
 import os
 import sys
 
+import numpy as np
+
 from robustprune_jax import checkpoint
 
 from .files import read_checkpoint
@@ -39,6 +41,8 @@ def import_checkpoint(
     meta is what checkpoint.save_network needs; the summary is that of conversion.summary.
     Raises ValueError where the file is not a network of `arch`, or fits several architectures.
     """
+    if image_size is not None and image_size < 1:
+        raise ValueError(f'image_size is {image_size}: must be at least 1 pixel')
     contents, fields = read_checkpoint(path)
     state_dict, _ = unwrapped(contents)
     arch = arch or _find_arch(state_dict, fields)
@@ -51,14 +55,22 @@ def import_checkpoint(
         'image_shape': [size, size, count_channels(state_dict, arch)],
         'phase': phase or ('finetune' if pruned else 'pretrain'),
         'density': density if pruned else None,
-        'epoch': int(fields.get('epoch', 0)),
+        'epoch': _epoch(fields, path),
     }
     return variables, meta, summarise(path, arch, state_dict, variables)
 
 
+def _epoch(fields, path):
+    try:
+        return int(np.int64(int(fields.get('epoch', 0))))
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{path}: its field 'epoch' is no whole number") from None
+
+
 def _find_arch(state_dict, fields):
-    if fields.get('arch') in TABLES:
-        return fields['arch']
+    arch = fields.get('arch')
+    if isinstance(arch, str) and arch in TABLES:
+        return arch
     likely = likely_architectures(state_dict)
     if len(likely) != 1:
         found = f'fit {" and ".join(likely)}' if likely else 'fit no known architecture'

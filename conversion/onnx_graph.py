@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 
@@ -31,6 +32,11 @@ class Constant(NamedTuple):
 
     array: np.ndarray
     name: str = 'constant'
+
+
+def on_host(array) -> np.ndarray | jax.Array:
+    """Returns an array as NumPy's, but for random keys, which it has not."""
+    return array if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key) else np.asarray(array)
 
 
 @dataclass

@@ -5,7 +5,7 @@ import math
 import jax
 import numpy as np
 
-from .onnx_graph import Constant, Graph, Tensor
+from .onnx_graph import Constant, Graph, Tensor, on_host
 
 
 def translate(graph: Graph, eqn, inputs: list[Tensor | Constant]) -> list | None:
@@ -32,7 +32,7 @@ def _fold(eqn, inputs):
     if '/' in label and name not in ('reshape', 'broadcast_in_dim', 'convert_element_type'):
         label = f'{label.rpartition("/")[0]}/{name}'  # such as bn1/mul
     values = values if eqn.primitive.multiple_results else [values]
-    return [Constant(np.asarray(value), label) for value in values]
+    return [Constant(on_host(value), label) for value in values]
 
 
 def _sizes(shape, batch):
@@ -110,6 +110,8 @@ def _conv(graph, eqn, inputs):
         return None
     spec = p['dimension_numbers']
     before, after = zip(*p['padding'], strict=True)
+    if min(before + after, default=0) < 0:
+        return None
     name = graph.add(
         'Conv',
         [graph.ordered(x, spec.lhs_spec), graph.ordered(kernel, spec.rhs_spec)],
@@ -151,6 +153,8 @@ def _pool(graph, eqn, inputs):
     if not plain or windows[:2] != 2 * [(1, 1, 0, 0)]:
         return None
     sizes, strides, before, after = zip(*windows[2:], strict=True)
+    if any(pad >= size for size, _, *pads in windows for pad in pads):  # which runtimes refuse
+        return None
     name = graph.ordered(x, order)
     attributes = {'kernel_shape': sizes, 'strides': strides, 'pads': before + after}
     if eqn.primitive.name == 'reduce_window_max':

@@ -10,7 +10,14 @@ from robustprune_jax.config import lookup
 from robustprune_jax.masks import kept_count
 
 from . import unused
-from .fit import few, is_masked, likely_architectures, mismatch, missing_and_unexpected
+from .fit import (
+    few,
+    is_masked,
+    likely_architectures,
+    mismatch,
+    missing_and_unexpected,
+    not_tensors,
+)
 from .layout import from_torch, to_torch
 from .names import Layer, generic_leaves, leaves
 from .scores import separated, top_mask
@@ -91,6 +98,8 @@ def import_state_dict(
     tensor holds a NaN or an infinity, where `density` is missing, or is not that of a dense
     checkpoint.
     """
+    if others := not_tensors(state_dict):
+        raise ValueError(f'no state dict: {few(others)}')
     state_dict, constants = unwrapped(state_dict)
     if problem := mismatch(state_dict, arch, num_classes):
         likely = [name for name in likely_architectures(state_dict) if name != arch]

@@ -70,8 +70,13 @@ def normalisation(arch: str | Sequence[Layer]) -> tuple:
 
 def unwrapped(state_dict: dict[str, np.ndarray]) -> tuple[dict, dict]:
     """Returns (state dict without the prefixes of DataParallel and of normalising wrappers,
-    {'mean', 'std'} of such a wrapper or {})."""
+    {'mean', 'std'} of such a wrapper or {}).
+
+    Raises ValueError where two names then are the same.
+    """
     plain = {n.removeprefix('module.').removeprefix('model.'): a for n, a in state_dict.items()}
+    if len(plain) < len(state_dict):
+        raise ValueError('some tensors have the same name but for module. or model. before it')
     constants = {
         name: plain.pop(f'normalize.{name}').ravel()
         for name in ('mean', 'std')
@@ -84,7 +89,8 @@ def check_normalisation(constants: dict, arch: str | Sequence[Layer]) -> None:
     """Raises ValueError where a file normalises its images otherwise than `arch` does here."""
     here = dict(zip(('mean', 'std'), normalisation(arch), strict=True))
     for name, found in constants.items():
-        if here[name] is None or not np.allclose(found, here[name], atol=1e-6):
+        wanted = here[name]
+        if found.shape != np.shape(wanted) or not np.allclose(found, wanted, atol=1e-6):
             raise ValueError(
-                f'the file normalises images by {name} {found.tolist()}, here it is {here[name]}'
+                f'the file normalises images by {name} {found[:3].tolist()}, here it is {wanted}'
             )

@@ -6,8 +6,10 @@
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
+import flax
 import flax.linen as nn
 import jax
 import numpy as np
@@ -17,15 +19,17 @@ from jax.extend.source_info_util import summarize
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from robustprune_jax import checkpoint
+from robustprune_jax.masks import is_kernel
 from robustprune_jax.models import create_model
 from robustprune_jax.step import logits_fn
 
-from .onnx_graph import Constant, Graph, Tensor
+from .onnx_graph import Constant, Graph, Tensor, on_host
 from .onnx_rules import RULES, translate
 from .summary import line, summarise
 from .torch_format import temporary_file
 
 _OPSET, _IR_VERSION = 17, 8  # of 2022, for runtimes and verifiers that are not the newest
+_LIBRARIES = tuple(os.path.dirname(library.__file__) + os.sep for library in (flax, jax))
 
 
 def export_onnx(
@@ -37,13 +41,16 @@ def export_onnx(
     any batch. Weights are initialisers under their Flax paths, in PyTorch's layout, pruned ones
     exact zeros. image_shape: (H, W, C); the module is called with train=False.
     Raises NotImplementedError, naming the primitive, the layer and the line, where the module does
-    something that is not translated, ValueError where it returns something else than logits, and
-    ImportError where onnx is not installed.
+    something that is not translated, ValueError where it returns something else than logits or has
+    no kernels, and ImportError where onnx is not installed.
     """
     try:
         import onnx
     except ImportError:
         raise ImportError('this needs the package onnx: pip install onnx') from None
+    params = flatten_dict(variables.get('params', {}))
+    if not any(is_kernel(path, leaf) for path, leaf in params.items()):
+        raise ValueError('the network has no kernels')
     graph, shape = _trace(module, variables, image_shape)
     height, width, channels = image_shape
     name = module.name or type(module).__name__
@@ -75,18 +82,36 @@ def _trace(module, variables, image_shape):
     (variables,) = network.args  # masked
     (batch,) = jax.export.symbolic_shape('batch')
     images = jax.ShapeDtypeStruct((batch, *image_shape), np.float32)
-    closed = jax.make_jaxpr(network.func)(variables, images)
+    try:
+        closed, out = jax.make_jaxpr(network.func, return_shape=True)(variables, images)
+    except (TypeError, jax.errors.InconclusiveDimensionOperation) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        frame = next(f for f in reversed(frames) if not f.filename.startswith(_LIBRARIES))
+        raise NotImplementedError(
+            'the module cannot be traced for any images in a batch of any size: '
+            f'{str(error).splitlines()[0]} at {frame.filename}:{frame.lineno}'
+        ) from error
+    if not (
+        isinstance(out, jax.ShapeDtypeStruct)
+        and (len(out.shape), out.shape[:1], out.dtype) == (2, (batch,), np.float32)
+    ):
+        raise ValueError(f'the network must return logits, float32 [batch, K], alone, not {out}')
     weights = [  # without the collection's name; + 0 makes 0.0 of a pruned weight's -0.0
         Constant(np.asarray(leaf) + 0, keystr(path[1:], simple=True, separator='/'))
         for path, leaf in tree_flatten_with_path(variables)[0]
     ]
     graph = Graph()
     outputs = _interpret(graph, closed, [*weights, Tensor('images', (0, 3, 1, 2))])
-    if len(outputs) > 1 or isinstance(outputs[0], Constant):
-        raise ValueError('the network must return logits, which depend on its images, alone')
-    shape = closed.out_avals[0].shape
-    graph.finish(graph.ordered(outputs[0], range(len(shape))), 'logits')
-    return graph, shape
+    if isinstance(outputs[0], Constant):
+        raise ValueError('the network must return logits that depend on its images')
+    graph.finish(graph.ordered(outputs[0], range(2)), 'logits')
+    return graph, out.shape
+
+
+def _line(source):
+    """Where the innermost function that is not one of Flax or JAX does it."""
+    frames = reversed(summarize(source, num_frames=99).splitlines())
+    return next((f for f in frames if not f.startswith(_LIBRARIES)), summarize(source))
 
 
 # primitives that run a program of their own; the last is nn.remat's
@@ -96,7 +121,7 @@ _CALLS = ('jit', 'custom_jvp_call', 'custom_vjp_call', 'remat2')
 def _interpret(graph, program, args, caller=None):
     """Adds the nodes of a program; returns its outputs. caller: the source of the call."""
     jaxpr = getattr(program, 'jaxpr', program)  # closed, or open and without constants
-    consts = [Constant(np.asarray(const)) for const in getattr(program, 'consts', ())]
+    consts = [Constant(on_host(const)) for const in getattr(program, 'consts', ())]
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
     def read(atom):
@@ -118,8 +143,9 @@ def _interpret(graph, program, args, caller=None):
             outputs = _interpret(graph, eqn.params['branches'][-1], inputs[1:], source)
         elif (outputs := translate(graph, eqn, inputs)) is None:
             raise NotImplementedError(
-                f'no ONNX for the primitive {name!r}, as {source.name_stack} uses it at '
-                f'{summarize(source)}; there is for {", ".join(sorted([*RULES, *_CALLS]))}'
+                f'no ONNX for {"this use of " if name in RULES else ""}the primitive {name!r}, as '
+                f'{source.name_stack} uses it at {_line(source)}; '
+                f'there is for {", ".join(sorted([*RULES, *_CALLS]))}'
             )
         values.update(zip(eqn.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]

@@ -56,7 +56,7 @@ def read_names(path: str | os.PathLike) -> list[Layer]:
     """
     try:
         return [Layer(*row) for row in json.loads(Path(path).read_text())]
-    except (TypeError, json.JSONDecodeError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f'{path} is no name table: {error}') from None
 
 

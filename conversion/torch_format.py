@@ -7,6 +7,7 @@ what `save_pth` writes, memory-mapped too.
 
 import collections
 import contextlib
+import io
 import math
 import os
 import pickle
@@ -160,15 +161,25 @@ def load_pth(path: str | os.PathLike) -> Any:
             if zipfile.is_zipfile(file):
                 return _load_zip(file)
         except ValueError as error:
-            raise ValueError(f'{path}: {error}') from None
+            raise ValueError(f'{path}: {error!s:.200}') from None
         except Exception as error:  # whatever a damaged or hostile file makes the parsers raise
-            raise ValueError(f'{path} is damaged: {error!r}') from None
+            raise ValueError(f'{path} is damaged: {error!r:.200}') from None
         what = 'truncated' if start.startswith(b'PK') else 'no PyTorch checkpoint'
         raise ValueError(f'{path} is {what}')
 
 
 def _load_zip(file: BinaryIO) -> Any:
+    size = os.fstat(file.fileno()).st_size
     with zipfile.ZipFile(file) as archive:
+        records = archive.infolist()
+        # Records may also overlap, and each be as large as the file.
+        if any(r.compress_type or r.file_size != r.compress_size for r in records) or size < sum(
+            r.file_size for r in records
+        ):
+            raise ValueError(
+                'its records are compressed or larger than the file, as torch.save never writes '
+                'them; if you trust it, unzip it and zip it again with zip -0 -r'
+            )
         names = {name.split('/', 1)[-1]: name for name in archive.namelist()}
         if 'data.pkl' not in names:
             raise ValueError('no data.pkl in the zip file, so no PyTorch checkpoint')
@@ -176,14 +187,11 @@ def _load_zip(file: BinaryIO) -> Any:
             raise ValueError(f'written on a machine that is not {sys.byteorder}-endian')
         storages: dict[str, np.ndarray] = {}
 
-        def load_storage(persistent_id):
-            kind, dtype, key, _device, size = persistent_id
-            if kind != 'storage' or not isinstance(dtype, np.dtype):
-                raise ValueError(f'unknown persistent id {kind!r}')
+        def load_storage(dtype, key, elements):
             if key not in storages:
                 data = archive.read(names[f'data/{key}'])
-                storages[key] = np.frombuffer(data, dtype, count=size)
+                storages[key] = np.frombuffer(data, dtype, count=elements)
             return storages[key]
 
-        with archive.open(names['data.pkl']) as body:
-            return Unpickler(body, load_storage).load()
+        body = io.BytesIO(archive.read(names['data.pkl']))
+        return Unpickler(body, size, load_storage).load()

@@ -130,6 +130,13 @@ def test_data_parallel_prefixes_and_absent_counterparts():
         (lambda s: None, {'num_classes': 100}, 'has 10 classes, not 100'),
         (lambda s: None, {'density': 0.1}, '768 non-zero weights, and density 0.1 keeps 77'),
         (lambda s: s.update({'normalize.mean': np.zeros((1, 3, 1, 1))}), {}, 'here it is None'),
+        (lambda s: s.update({5: np.zeros(3)}), {}, 'no state dict: 5'),
+        (lambda s: s.update({'0.weight': np.ones(())}), {}, r'no weights in 0.weight \(float64 of'),
+        (lambda s: s.update({'7.weight': np.ones(10)}), {}, r'no weights in .* shape \(10,\)\)'),
+        (lambda s: s.update({'0.weight': np.ones((16, 0, 4, 4))}), {}, 'no weights in 0.weight'),
+        (lambda s: s.update({'7.weight': np.ones((0, 100))}), {}, 'no weights in 7.weight'),
+        (lambda s: s.update({'0.bias': np.ones(16, int)}), {}, r'no weights in 0.bias \(int64 of'),
+        (lambda s: s.update({'module.0.bias': np.ones(16)}), {}, 'same name but for module'),
     ],
 )
 def test_bad_state_dicts_are_named(change, options, message):
@@ -137,6 +144,14 @@ def test_bad_state_dicts_are_named(change, options, message):
     change(state_dict)
     with pytest.raises(ValueError, match=message):
         import_state_dict(state_dict, 'cifar_model', **options)
+
+
+def test_layers_that_only_torch_has_are_checked_too():
+    """They are written back, and torch would not load them."""
+    state_dict = golden.formula_state_dict('wrn_28_1')
+    for name in ('sub_block1.layer.0.conv1.weight', 'bn1.num_batches_tracked'):
+        with pytest.raises(ValueError, match=rf'misshapen {name} \(has shape \(3,\)'):
+            import_state_dict({**state_dict, name: np.ones(3)}, 'wrn_28_1')
 
 
 def test_masked_checkpoints_need_a_density_and_others_name_their_architecture():
@@ -217,9 +232,9 @@ def test_robustbench_normalises_in_a_wrapper():
     parallel = {f'module.{name}': array for name, array in exported.items()}
     again = import_state_dict(parallel, 'ResNet18')
     golden.assert_same_state_dict(export_state_dict(again, 'ResNet18'), state_dict)
-    exported['normalize.mean'] += 0.1
-    with pytest.raises(ValueError, match='the file normalises images by mean'):
-        import_state_dict(exported, 'ResNet18')
+    for mean in (exported['normalize.mean'] + 0.1, np.zeros(5)):
+        with pytest.raises(ValueError, match='the file normalises images by mean'):
+            import_state_dict({**exported, 'normalize.mean': mean}, 'ResNet18')
 
 
 # ---- a network of one's own ----

@@ -142,6 +142,10 @@ def test_the_architecture_is_found_from_the_tensors(tmp_path, arch, image_shape)
     assert (meta['phase'], meta['density']) == ('pretrain', None)
 
 
+def cifar_model(**fields):
+    return {'state_dict': golden.formula_state_dict('cifar_model'), 'arch': 'cifar_model', **fields}
+
+
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
@@ -149,6 +153,10 @@ def test_the_architecture_is_found_from_the_tensors(tmp_path, arch, image_shape)
         (golden.formula_state_dict('lin_3'), 'fit lin_3 and lin_4: give --arch'),
         ({'epoch': 3}, 'a.pth holds no state dict: epoch'),
         ([1], 'a.pth holds a list, not a state dict'),
+        ({0: np.zeros((2, 3), np.float32)}, 'a.pth holds no state dict: 0'),
+        (cifar_model(arch=[1]), 'fit mnist_model and cifar_model: give --arch'),
+        (cifar_model(epoch=None), "a.pth: its field 'epoch' is no whole number"),
+        (cifar_model(epoch=float('inf')), "a.pth: its field 'epoch' is no whole number"),
     ],
 )
 def test_unfit_files_end_in_one_line(tmp_path, content, message):

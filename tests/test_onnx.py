@@ -1,5 +1,6 @@
 import os
 from collections import Counter
+from collections.abc import Callable
 
 import flax.linen as nn
 import golden
@@ -129,6 +130,76 @@ class Constant(nn.Module):
     @nn.compact
     def __call__(self, x, train=False):
         return nn.Dense(3)(jnp.ones((1, 2)))
+
+
+class Odd(nn.Module):
+    head: Callable
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return self.head(x)
+
+
+def mean(x):
+    return x.mean((1, 2))
+
+
+def conv(x, **options):
+    return nn.Conv(2, (1, 1), use_bias=False, **options)(x)
+
+
+CONV = {'params': {'Conv_0': {'kernel': np.ones((1, 1, 2, 2), np.float32)}}}
+
+
+def test_random_numbers_of_a_fixed_key_are_constants(tmp_path):
+    module = Odd(lambda x: mean(conv(x)) + jax.random.normal(jax.random.key(0), (2,)))
+    exported(CONV, module, (4, 4, 2), tmp_path / 'a.onnx')
+
+
+@pytest.mark.parametrize(
+    ('head', 'error', 'message'),
+    [
+        (lambda x: {'logits': mean(x)}, ValueError, 'must return logits, .* not {'),
+        (lambda x: x, ValueError, r'must return logits, .*shape=\(batch, 4, 4, 2\)'),
+        (lambda x: mean(x) > 0, ValueError, 'must return logits, .* dtype=bool'),
+        (lambda x: mean(conv(x, dtype=jnp.bfloat16)), ValueError, 'must .* dtype=bfloat16'),
+        (
+            lambda x: mean(conv(x, dtype=jnp.bfloat16)).astype(jnp.float32),
+            NotImplementedError,
+            "this use of the primitive 'convert_element_type', as Odd/Conv_0 .*test_onnx.py:",
+        ),
+        (
+            lambda x: mean(conv(x, padding=((-1, 0), (0, 0)))),
+            NotImplementedError,
+            "this use of the primitive 'conv_general_dilated', as Odd/Conv_0 .*test_onnx.py:",
+        ),
+        (
+            lambda x: mean(nn.max_pool(x, (2, 2), padding=((0, 2), (0, 0)))),
+            NotImplementedError,
+            "this use of the primitive 'reduce_window_max', as Odd uses it at .*test_onnx.py:",
+        ),
+        (
+            lambda x: x.reshape(len(x), -1),
+            NotImplementedError,
+            'cannot be traced .* as an integer at .*test_onnx.py:',
+        ),
+        (
+            lambda x: mean(x) if x.shape[0] > 1 else mean(-x),
+            NotImplementedError,
+            "cannot be traced .* 'batch' > '1' is inconclusive. at .*test_onnx.py:",
+        ),
+    ],
+)
+def test_odd_modules_are_refused_in_one_line(tmp_path, head, error, message):
+    with pytest.raises(error, match=message) as raised:
+        export_onnx(CONV, Odd(head), (4, 4, 2), tmp_path / 'a.onnx')
+    assert '\n' not in str(raised.value) and not os.listdir(tmp_path)
+
+
+def test_a_network_without_kernels_is_refused_before_any_file(tmp_path):
+    with pytest.raises(ValueError, match='no kernels'):
+        export_onnx({}, Odd(mean), (4, 4, 2), tmp_path / 'a.onnx')
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize(

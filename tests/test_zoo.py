@@ -49,6 +49,19 @@ def test_a_network_of_the_zoo_is_what_its_card_says(name):
         assert accuracy == pytest.approx(float(card['clean_acc']), abs=0.01)
 
 
+@pytest.mark.parametrize(
+    'text',
+    ['{}', '[]', '{"density": null}', '{"density": NaN}', '{"density": "0.1"}', '{', '[' * 9999],
+)
+def test_a_card_that_is_none_ends_in_one_line(tmp_path, text):
+    (tmp_path / 'a.pth.tar').touch()
+    (tmp_path / 'a.json').write_text(text)
+    with pytest.raises(
+        ValueError, match=r"a\.json is no card: its field 'density' must be above 0"
+    ):
+        zoo.load(tmp_path / 'a.pth.tar')
+
+
 def test_an_unknown_name_brings_the_nearest():
     with pytest.raises(ValueError, match=r"unknown network.*'digits_trades_0.11': did you mean"):
         zoo.load('digits_trades_0.11')

@@ -35,8 +35,8 @@ def read(path_or_name: str | Path) -> tuple[dict, dict]:
     path_or_name: the folder of a phase, a PyTorch or safetensors file, or a name of `cards`. meta:
     at least arch, num_classes, image_shape [H, W, C], density (None: not pruned). Weights that were
     pruned are exact zeros, and variables hold the masks where the folder or the card says the
-    density. Raises ValueError on an unknown name, with the nearest one, FileNotFoundError on a
-    folder without a checkpoint.
+    density. Raises ValueError on an unknown name, with the nearest one, and on a card that says no
+    density, FileNotFoundError on a folder without a checkpoint.
     """
     path = Path(path_or_name)
     if path.is_dir():
@@ -46,9 +46,19 @@ def read(path_or_name: str | Path) -> tuple[dict, dict]:
         names = {name: FOLDER / f'{name}{SUFFIX}' for name in cards()}
         path = lookup(names, str(path_or_name), 'network, neither a file nor in the zoo')
     card = path.with_name(path.name.removesuffix(SUFFIX) + '.json')
-    density = json.loads(card.read_text())['density'] if card.is_file() else 1
+    density = _density(card) if card.is_file() else 1
     variables, meta, _ = import_checkpoint(path, density=density if density < 1 else None)
     return variables, meta
+
+
+def _density(card: Path) -> float:
+    try:
+        density = json.loads(card.read_text())['density']
+        if 0 < density <= 1:
+            return density
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise ValueError(f"{card} is no card: its field 'density' must be above 0 and at most 1")
 
 
 def cards() -> dict[str, dict]:
