@@ -8,7 +8,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from robustprune_jax import distributed, pipeline
+from robustprune_jax import pipeline
+from robustprune_jax.runtime import distributed
 
 CONFIG = config_flags.DEFINE_config_file(
     'config',

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from conversion import export_state_dict
-from robustprune_jax import attacks, checkpoint, data
+from robustprune_jax import attacks, data
 from robustprune_jax.config import default
 from robustprune_jax.data.augment import to_float
 from robustprune_jax.models import create_model
-from robustprune_jax.step import logits_fn
+from robustprune_jax.network import logits_fn
+from robustprune_jax.training import checkpoint
 
 NORMS = {'linf': 'Linf', 'l2': 'L2'}
 

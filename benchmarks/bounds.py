@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustprune_jax import sharding
 from robustprune_jax.bounds import margins
 from robustprune_jax.config import default
 from robustprune_jax.models import create_model
+from robustprune_jax.network import logits_fn
 from robustprune_jax.objectives import OBJECTIVES
-from robustprune_jax.optim import optimizer, phase_labels
-from robustprune_jax.step import create_state, logits_fn, train_step
+from robustprune_jax.runtime import sharding
+from robustprune_jax.training.optim import optimizer, phase_labels
+from robustprune_jax.training.step import create_state, train_step
 
 EPS = 0.007
 

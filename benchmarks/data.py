@@ -20,7 +20,6 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from robustprune_jax import sharding
 from robustprune_jax.config import default
 from robustprune_jax.data import load
 from robustprune_jax.data.archives import ARCHIVES, Archive
@@ -30,8 +29,9 @@ from robustprune_jax.data.encoded import random_box
 from robustprune_jax.data.prepare import prepare
 from robustprune_jax.models import create_model
 from robustprune_jax.objectives import OBJECTIVES
-from robustprune_jax.optim import optimizer, phase_labels
-from robustprune_jax.step import create_state, train_step
+from robustprune_jax.runtime import sharding
+from robustprune_jax.training.optim import optimizer, phase_labels
+from robustprune_jax.training.step import create_state, train_step
 
 CIFAR = 50_000
 JPEGS = 2_000

@@ -27,12 +27,13 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from robustprune_jax.data.augment import AUGMENTATIONS
-from robustprune_jax.masks import init_scores, topk_masks
 from robustprune_jax.models import create_model
 from robustprune_jax.objectives import OBJECTIVES
-from robustprune_jax.optim import optimizer, phase_labels
-from robustprune_jax.sharding import make_mesh, put, replicated, sharded
-from robustprune_jax.step import create_state, place, train_step
+from robustprune_jax.pruning.masks import init_scores, topk_masks
+from robustprune_jax.runtime.sharding import make_mesh, put, replicated, sharded
+from robustprune_jax.training.optim import optimizer, phase_labels
+from robustprune_jax.training.state import place
+from robustprune_jax.training.step import create_state, train_step
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment', lock_config=True)
 PHASE = flags.DEFINE_enum('phase', 'pretrain', ['pretrain', 'prune', 'finetune'], 'Phase')

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustprune_jax.models import create_model
+from robustprune_jax.network import logits_fn
 from robustprune_jax.smoothing import certify
-from robustprune_jax.step import logits_fn
 
 SIGMA = 0.25
 

@@ -28,13 +28,15 @@ import jax
 import numpy as np
 import torch
 
-from robustprune_jax import bounds, sharding, smoothing
+from robustprune_jax import bounds, smoothing
 from robustprune_jax.config import default
-from robustprune_jax.masks import init_scores
 from robustprune_jax.models import create_model
+from robustprune_jax.network import logits_fn
 from robustprune_jax.objectives import OBJECTIVES
-from robustprune_jax.optim import optimizer, phase_labels
-from robustprune_jax.step import create_state, logits_fn, train_step
+from robustprune_jax.pruning.masks import init_scores
+from robustprune_jax.runtime import sharding
+from robustprune_jax.training.optim import optimizer, phase_labels
+from robustprune_jax.training.step import create_state, train_step
 
 # our objective -> the original's trainer
 TRAINERS = {

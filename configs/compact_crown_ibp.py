@@ -11,8 +11,7 @@ hour on two cores.
 
 from ml_collections import ConfigDict
 
-from robustprune_jax import recipes
-from robustprune_jax.config import default, with_argument
+from robustprune_jax.config import default, recipes, with_argument
 
 
 def classes(config: ConfigDict) -> None:

@@ -10,8 +10,7 @@ python main.py --config=configs/compact_mixtrain.py --config.dataset.dir=data \
 
 from ml_collections import ConfigDict
 
-from robustprune_jax import recipes
-from robustprune_jax.config import default, with_argument
+from robustprune_jax.config import default, recipes, with_argument
 
 
 def large(config: ConfigDict) -> None:

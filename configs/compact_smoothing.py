@@ -11,8 +11,7 @@ mnist_model on 20,000 images.
 
 from ml_collections import ConfigDict
 
-from robustprune_jax import recipes
-from robustprune_jax.config import default, with_argument
+from robustprune_jax.config import default, recipes, with_argument
 
 
 def fashion_mnist(config: ConfigDict) -> None:

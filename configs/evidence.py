@@ -9,8 +9,7 @@ epochs as the learned mask is pruned and fine-tuned together, at the same learni
 
 from ml_collections import ConfigDict
 
-from robustprune_jax import recipes
-from robustprune_jax.config import default, with_argument
+from robustprune_jax.config import default, recipes, with_argument
 
 
 def trades(config: ConfigDict) -> None:

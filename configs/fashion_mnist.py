@@ -9,8 +9,7 @@ its schedule, densities 0.05 and 0.01, the first 2,000 test images.
 
 from ml_collections import ConfigDict
 
-from robustprune_jax import recipes
-from robustprune_jax.config import default, with_argument
+from robustprune_jax.config import default, recipes, with_argument
 
 
 def small(config: ConfigDict) -> None:

@@ -12,8 +12,7 @@ another robustness, and `:arch=wrn_28_4,dataset.name=cifar10,dataset.dir=data` i
 
 from ml_collections import ConfigDict
 
-from robustprune_jax import recipes
-from robustprune_jax.config import default, with_argument
+from robustprune_jax.config import default, recipes, with_argument
 
 
 def random(config: ConfigDict) -> None:

@@ -23,8 +23,7 @@ and under `:smooth`, certified at the radius it calls vra-s, which is not in its
 
 from ml_collections import ConfigDict
 
-from robustprune_jax import recipes
-from robustprune_jax.config import default, with_argument
+from robustprune_jax.config import default, recipes, with_argument
 
 
 def get_config(arg: str = '') -> ConfigDict:

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 
-from robustprune_jax import checkpoint
+from robustprune_jax.training import checkpoint
 
 from .files import read_checkpoint
 from .fit import count_channels, count_classes, likely_architectures

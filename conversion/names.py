@@ -13,9 +13,9 @@ by the layer's kind alone:
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from robustprune_jax.config import lookup
 from robustprune_jax.models.resnet import DEPTHS
 from robustprune_jax.models.vgg import PLANS
+from robustprune_jax.runtime.registry import lookup
 
 
 class Layer(NamedTuple):

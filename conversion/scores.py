@@ -8,8 +8,8 @@ import numpy as np
 def top_mask(scores: np.ndarray, kept: int) -> np.ndarray:
     """Returns the 0/1 mask of the `kept` largest |scores|; among equals the lower flat index wins.
 
-    The same masks as robustprune_jax.masks.topk_masks, which compiles for every shape and density:
-    seconds for a network that is only converted.
+    The same masks as robustprune_jax.pruning.masks.topk_masks, which compiles for every shape and
+    density: seconds for a network that is only converted.
     """
     magnitudes = np.abs(scores).ravel()
     threshold = np.partition(magnitudes, -kept)[-kept]

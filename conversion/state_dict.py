@@ -6,8 +6,8 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from robustprune_jax.config import lookup
-from robustprune_jax.masks import kept_count
+from robustprune_jax.pruning.masks import kept_count
+from robustprune_jax.runtime.registry import lookup
 
 from . import unused
 from .fit import (

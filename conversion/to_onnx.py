@@ -18,10 +18,10 @@ from jax.extend.core import Literal
 from jax.extend.source_info_util import summarize
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from robustprune_jax import checkpoint
-from robustprune_jax.masks import is_kernel
 from robustprune_jax.models import create_model
-from robustprune_jax.step import logits_fn
+from robustprune_jax.network import logits_fn
+from robustprune_jax.pruning.masks import is_kernel
+from robustprune_jax.training import checkpoint
 
 from .onnx_graph import Constant, Graph, Tensor, on_host
 from .onnx_rules import RULES, translate

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from robustprune_jax import checkpoint
+from robustprune_jax.training import checkpoint
 
 from .files import write_checkpoint
 from .names import TABLES, Layer

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .unpickle import LEGACY_MAGIC, STORAGES, Unpickler, load_legacy
+from .torch_pickle import LEGACY_MAGIC, STORAGES, Unpickler, load_legacy
 
 _STORAGE_OF = {dtype: name for name, dtype in STORAGES.items()}
 _ALIGNMENT = 64  # of each record's first byte in the file; memory-mapped tensors need it

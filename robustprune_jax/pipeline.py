@@ -12,13 +12,16 @@ from flax import linen
 from ml_collections import ConfigDict
 
 from conversion.to_torch import export_checkpoint
-from robustprune_jax import checkpoint, distributed, phase, report, rules, zoo
 from robustprune_jax import config as configs
+from robustprune_jax import report, rules, zoo
 from robustprune_jax.data import Splits, load
-from robustprune_jax.evaluate import evaluate
-from robustprune_jax.files import write_atomically
-from robustprune_jax.masks import SCORE_INITS
+from robustprune_jax.evaluation.evaluate import evaluate
 from robustprune_jax.models import create_model
+from robustprune_jax.pruning.masks import SCORE_INITS
+from robustprune_jax.runtime import distributed
+from robustprune_jax.runtime.files import write_atomically
+from robustprune_jax.training import checkpoint
+from robustprune_jax.training import loop as phase
 
 # phase -> the phase whose network it starts from
 SOURCE = {'prune': 'pretrain', 'finetune': 'prune', 'lwm': 'pretrain'}

@@ -5,7 +5,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from robustprune_jax import sharding
 from robustprune_jax.attacks import NORMS
 from robustprune_jax.bounds import METHODS
 from robustprune_jax.config import (
@@ -13,19 +12,20 @@ from robustprune_jax.config import (
     TRAINED,
     default,
     fields,
-    lookup,
     names,
     objective_name,
     pseudo_per_batch,
     repeats,
 )
 from robustprune_jax.data.augment import AUGMENTATIONS
-from robustprune_jax.masks import SCORE_INITS
 from robustprune_jax.models import MODELS
 from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.objectives.ramps import RAMPS
 from robustprune_jax.objectives.smooth import SMOOTHINGS
-from robustprune_jax.optim import OPTIMIZERS, SCHEDULES
+from robustprune_jax.pruning.masks import SCORE_INITS
+from robustprune_jax.runtime import sharding
+from robustprune_jax.runtime.registry import lookup
+from robustprune_jax.training.optim import OPTIMIZERS, SCHEDULES
 
 # (field, value) -> None; raises ValueError, naming the field.
 Rule = Callable[[str, Any], None]

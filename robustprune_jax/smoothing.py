@@ -18,8 +18,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 from scipy.stats import beta, binomtest, norm
 
-from robustprune_jax import compiler, inputs
-from robustprune_jax.sharding import check_batch_size, make_mesh, replicated
+from robustprune_jax.runtime import compiler, inputs
+from robustprune_jax.runtime.sharding import check_batch_size, make_mesh, replicated
 
 ABSTAIN = -1
 

@@ -11,15 +11,16 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from robustprune_jax import distributed, sharding
 from robustprune_jax.attacks import cross_entropy
 from robustprune_jax.config import default
 from robustprune_jax.data.augment import AUGMENTATIONS
-from robustprune_jax.masks import init_scores
 from robustprune_jax.models.layers import batch_norm
 from robustprune_jax.objectives import OBJECTIVES
-from robustprune_jax.optim import optimizer, phase_labels
-from robustprune_jax.step import create_state, place, train_step
+from robustprune_jax.pruning.masks import init_scores
+from robustprune_jax.runtime import distributed, sharding
+from robustprune_jax.training.optim import optimizer, phase_labels
+from robustprune_jax.training.state import place
+from robustprune_jax.training.step import create_state, train_step
 
 SHAPE = (16, 16, 16, 3)
 

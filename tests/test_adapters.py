@@ -7,12 +7,12 @@ import pytest
 from jax.tree_util import Partial
 
 from conversion.to_torch import export_checkpoint
-from robustprune_jax import checkpoint
 from robustprune_jax.attacks import from_callable, from_torch, standard
 from robustprune_jax.attacks.__main__ import main
 from robustprune_jax.config import default
 from robustprune_jax.data import load
 from robustprune_jax.models import create_model
+from robustprune_jax.training import checkpoint
 
 IMAGES = np.asarray(jax.random.uniform(jax.random.key(1), (16, 4, 4, 2), minval=0.3, maxval=0.7))
 WEIGHTS = np.asarray(jax.random.normal(jax.random.key(0), (32, 5)))

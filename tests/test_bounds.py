@@ -10,10 +10,10 @@ from jax.tree_util import Partial
 
 from conversion import import_state_dict
 from robustprune_jax.bounds import METHODS, margins
-from robustprune_jax.masks import init_scores, topk_masks
 from robustprune_jax.models import create_model
 from robustprune_jax.models.resnet import ResNet
-from robustprune_jax.step import logits_fn
+from robustprune_jax.network import logits_fn
+from robustprune_jax.pruning.masks import init_scores, topk_masks
 
 GOLDEN = json.loads((DATA / 'bounds.json').read_text())
 

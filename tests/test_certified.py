@@ -11,17 +11,18 @@ import pytest
 from golden import DATA
 from jax.tree_util import Partial
 
-from robustprune_jax import checkpoint, pipeline
+from robustprune_jax import pipeline
 from robustprune_jax.attacks import cross_entropy, pgd
 from robustprune_jax.bounds import margins, verified
 from robustprune_jax.config import default
 from robustprune_jax.data import load
-from robustprune_jax.files import read_jsonl
 from robustprune_jax.models import create_model
+from robustprune_jax.network import logits_fn
 from robustprune_jax.objectives import OBJECTIVES, Progress
 from robustprune_jax.objectives.mixtrain import weight
 from robustprune_jax.objectives.ramps import fraction
-from robustprune_jax.step import logits_fn
+from robustprune_jax.runtime.files import read_jsonl
+from robustprune_jax.training import checkpoint
 
 SCHEDULES = json.loads((DATA / 'schedules.json').read_text())
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from robustprune_jax import compiler
 from robustprune_jax.attacks import pgd, standard
 from robustprune_jax.bounds import METHODS, margins
+from robustprune_jax.evaluation.predictions import predictions
 from robustprune_jax.models import create_model
+from robustprune_jax.network import logits_fn
+from robustprune_jax.runtime import compiler
 from robustprune_jax.smoothing import certify, predict, soft_radii
-from robustprune_jax.step import logits_fn, predictions
 
 KEY = jax.random.key(0)
 IMAGES = np.random.default_rng(0).random((4, 8, 8, 1), np.float32)

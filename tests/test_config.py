@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from robustprune_jax.config import default, differences, fields, with_argument
+from robustprune_jax.config import default, fields, with_argument
 from robustprune_jax.rules import check
+from robustprune_jax.runtime.files import differences
 
 ROOT = Path(__file__).parents[1]
 

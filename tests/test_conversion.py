@@ -7,7 +7,7 @@ from flax import linen as nn
 from conversion import export_state_dict, import_state_dict
 from conversion.names import TABLES, conv, dense, flat_dense, norm
 from conversion.scores import top_mask
-from robustprune_jax.masks import effective_params, kept_count, topk_masks
+from robustprune_jax.pruning.masks import effective_params, kept_count, topk_masks
 
 MASKED = [arch for arch in TABLES if 'kept' in golden.ARCHITECTURES[arch]]
 

@@ -19,7 +19,7 @@ from orbax.checkpoint import v1 as ocp
 
 from robustprune_jax import data, pipeline
 from robustprune_jax.data import augment, batches, idx
-from robustprune_jax.files import read_jsonl
+from robustprune_jax.runtime.files import read_jsonl
 
 FASHION_MNIST = '/usr/share/datasets/fashion-mnist'
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from conversion import load_pth
-from robustprune_jax import checkpoint, pipeline
-from robustprune_jax.files import read_jsonl
-from robustprune_jax.masks import kept_count
+from robustprune_jax import pipeline
+from robustprune_jax.pruning.masks import kept_count
+from robustprune_jax.runtime.files import read_jsonl
+from robustprune_jax.training import checkpoint
 
 ROOT = Path(__file__).parents[1]
 NETWORKS = ['pretrain', 'hydra_0.5', 'lwm_0.5', 'hydra_0.1', 'lwm_0.1']

@@ -10,7 +10,7 @@ from conversion import from_torch, import_state_dict, load_pth, save_pth, to_tor
 from conversion.files import read_checkpoint
 from conversion.from_torch import import_checkpoint
 from conversion.to_torch import export_checkpoint
-from robustprune_jax import checkpoint
+from robustprune_jax.training import checkpoint
 
 
 def torch_mnist_model():

@@ -12,16 +12,19 @@ import numpy as np
 import optax
 import pytest
 
-from robustprune_jax import checkpoint, compiler, pipeline
+from robustprune_jax import pipeline
 from robustprune_jax.config import default
 from robustprune_jax.data.augment import AUGMENTATIONS
-from robustprune_jax.files import read_jsonl
 from robustprune_jax.models import create_model
 from robustprune_jax.models.layers import batch_norm
 from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.rules import check
-from robustprune_jax.sharding import make_mesh
-from robustprune_jax.step import create_state, place, train_step
+from robustprune_jax.runtime import compiler
+from robustprune_jax.runtime.files import read_jsonl
+from robustprune_jax.runtime.sharding import make_mesh
+from robustprune_jax.training import checkpoint
+from robustprune_jax.training.state import place
+from robustprune_jax.training.step import create_state, train_step
 
 
 def stepped(module, variables, batch, config, name, steps=1, **settings):

@@ -16,7 +16,7 @@ from robustprune_jax import data, pipeline
 from robustprune_jax.config import default
 from robustprune_jax.data import batches, encoded, imagenet
 from robustprune_jax.data.prepare import prepare
-from robustprune_jax.files import read_jsonl
+from robustprune_jax.runtime.files import read_jsonl
 
 CLASSES = ['n01440764', 'n01443537', 'n01484850', 'n01491361']  # ImageNet's first four
 SIZE = 32

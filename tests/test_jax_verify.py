@@ -10,9 +10,9 @@ from jax.tree_util import Partial
 
 from conversion import import_state_dict
 from robustprune_jax.bounds import jax_verify, margins
-from robustprune_jax.masks import init_scores
 from robustprune_jax.models import create_model
-from robustprune_jax.step import logits_fn
+from robustprune_jax.network import logits_fn
+from robustprune_jax.pruning.masks import init_scores
 
 
 def assert_engines_agree(network, images, labels, eps):

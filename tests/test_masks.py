@@ -9,7 +9,8 @@ import pytest
 from robustprune_jax.attacks import cross_entropy
 from robustprune_jax.config import default
 from robustprune_jax.data import Split, Splits
-from robustprune_jax.masks import (
+from robustprune_jax.models import create_model
+from robustprune_jax.pruning.masks import (
     apply_masks,
     init_scores,
     kept_count,
@@ -17,8 +18,7 @@ from robustprune_jax.masks import (
     sparsity,
     topk_masks,
 )
-from robustprune_jax.models import create_model
-from robustprune_jax.phase import start_variables
+from robustprune_jax.training.loop import start_variables
 
 
 def test_keeps_the_largest_magnitudes_of_each_layer():

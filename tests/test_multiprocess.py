@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from robustprune_jax import checkpoint
-from robustprune_jax.files import read_jsonl
+from robustprune_jax.runtime.files import read_jsonl
+from robustprune_jax.training import checkpoint
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,9 +12,9 @@ import pytest
 from conversion import export_state_dict, import_state_dict, to_onnx
 from conversion.names import leaves
 from conversion.to_onnx import export_onnx
-from robustprune_jax import checkpoint
 from robustprune_jax.models import create_model
-from robustprune_jax.step import logits_fn
+from robustprune_jax.network import logits_fn
+from robustprune_jax.training import checkpoint
 
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')

@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict
 from golden import DATA
 
 from robustprune_jax.config import default
-from robustprune_jax.optim import optimizer, phase_labels, schedule, trainable
+from robustprune_jax.training.optim import optimizer, phase_labels, schedule, trainable
 
 RECORDED = json.loads((DATA / 'schedules.json').read_text())
 

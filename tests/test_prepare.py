@@ -25,7 +25,7 @@ from robustprune_jax import data
 from robustprune_jax.config import default
 from robustprune_jax.data.download import download
 from robustprune_jax.data.prepare import prepare
-from robustprune_jax.unpickle import load_arrays
+from robustprune_jax.runtime.array_pickle import load_arrays
 
 NAMES = ['plane', 'car', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from robustprune_jax.sharding import check_batch_size
+from robustprune_jax.runtime.sharding import check_batch_size
 
 IN_FLOAT64 = ['trades', 'free', 'per_device', 'per_device_attacked']
 

@@ -12,8 +12,8 @@ from scipy.stats import binomtest, norm
 
 from robustprune_jax import pipeline
 from robustprune_jax.config import default
-from robustprune_jax.files import read_jsonl
 from robustprune_jax.objectives import OBJECTIVES, Progress
+from robustprune_jax.runtime.files import read_jsonl
 from robustprune_jax.smoothing import (
     ABSTAIN,
     certify,

@@ -18,7 +18,7 @@ from robustprune_jax.attacks.slots import run
 from robustprune_jax.attacks.square import eta, square, widths
 from robustprune_jax.config import default
 from robustprune_jax.data import Split, load
-from robustprune_jax.evaluate import evaluate
+from robustprune_jax.evaluation.evaluate import evaluate
 from robustprune_jax.models import create_model
 
 SHAPE = (24, 6, 6, 2)

@@ -18,12 +18,12 @@ from golden import DATA, formula_images, formula_labels, formula_noise, formula_
 from conversion import import_state_dict, names
 from robustprune_jax.config import default
 from robustprune_jax.data.augment import AUGMENTATIONS
-from robustprune_jax.masks import init_scores
 from robustprune_jax.models import create_model
 from robustprune_jax.objectives import OBJECTIVES
-from robustprune_jax.optim import optimizer, phase_labels, trainable
-from robustprune_jax.sharding import make_mesh
-from robustprune_jax.step import create_state, train_step
+from robustprune_jax.pruning.masks import init_scores
+from robustprune_jax.runtime.sharding import make_mesh
+from robustprune_jax.training.optim import optimizer, phase_labels, trainable
+from robustprune_jax.training.step import create_state, train_step
 
 RECORDED = json.loads((DATA / 'steps.json').read_text())
 RECORDED_FLOAT64 = json.loads((DATA / 'steps_float64.json').read_text())

@@ -14,8 +14,8 @@ import pytest
 
 from conversion import load_pth, save_pth
 from conversion.files import read_checkpoint, write_checkpoint
-from conversion.unpickle import LEGACY_MAGIC
-from robustprune_jax.unpickle import load_arrays
+from conversion.torch_pickle import LEGACY_MAGIC
+from robustprune_jax.runtime.array_pickle import load_arrays
 
 
 def contents():

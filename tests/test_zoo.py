@@ -8,7 +8,7 @@ import pytest
 from robustprune_jax import zoo
 from robustprune_jax.config import default
 from robustprune_jax.data import load
-from robustprune_jax.masks import sparsity
+from robustprune_jax.pruning.masks import sparsity
 
 
 @pytest.mark.parametrize('path', ['export/hydra_0.1.pth.tar', 'density_0.1/finetune'])

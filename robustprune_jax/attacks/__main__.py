@@ -17,7 +17,7 @@ from robustprune_jax.attacks import STANDARD, accuracy_after, in_order, save
 from robustprune_jax.config import default
 from robustprune_jax.data.augment import to_float
 from robustprune_jax.models import create_model
-from robustprune_jax.step import logits_fn
+from robustprune_jax.network import logits_fn
 
 
 def main(argv: list[str] | None = None) -> None:

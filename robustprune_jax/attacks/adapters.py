@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustprune_jax.files import write_atomically
+from robustprune_jax.runtime.files import write_atomically
 
 
 def from_callable(

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
-from robustprune_jax import compiler, inputs
+from robustprune_jax.runtime import compiler, inputs
+from robustprune_jax.runtime.registry import lookup
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -125,12 +126,8 @@ def pgd(
 
     Runs inside or outside `jit`. The network should be in eval mode.
     """
-    if norm not in NORMS:
-        raise ValueError(f'unknown norm {norm!r}: one of {", ".join(NORMS)}')
-    if isinstance(loss, str):
-        if loss not in LOSSES:
-            raise ValueError(f'unknown loss {loss!r}: one of {", ".join(LOSSES)}')
-        loss = LOSSES[loss]
+    lookup(NORMS, norm, 'norm')
+    loss = lookup(LOSSES, loss, 'loss') if isinstance(loss, str) else loss
     # Both are pytrees, so a new closure over new weights never retraces.
     logits_fn, loss = (f if isinstance(f, Partial) else Partial(f) for f in (logits_fn, loss))
     inputs.check(images, labels, eps=eps, norm=norm)

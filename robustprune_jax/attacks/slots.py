@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from robustprune_jax import compiler
 from robustprune_jax.attacks.pgd import per_image
-from robustprune_jax.sharding import make_mesh, replicated, shard_batch
+from robustprune_jax.runtime import compiler
+from robustprune_jax.runtime.sharding import make_mesh, replicated, shard_batch
 
 # Steps between two looks at which images are done: the host waits for the device there.
 STEPS_AT_ONCE = 5

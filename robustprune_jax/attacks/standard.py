@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from robustprune_jax import compiler, inputs
 from robustprune_jax.attacks.apgd import apgd
 from robustprune_jax.attacks.fab import fab
 from robustprune_jax.attacks.pgd import NORMS, cross_entropy
@@ -23,6 +22,8 @@ from robustprune_jax.attacks.slots import (
     run,
 )
 from robustprune_jax.attacks.square import square
+from robustprune_jax.runtime import compiler, inputs
+from robustprune_jax.runtime.registry import lookup
 
 
 class Entry(NamedTuple):
@@ -175,12 +176,9 @@ def _own(logits, labels):
 
 
 def _check_settings(norm, attacks, samples, batch_size):
-    if norm not in NORMS:
-        raise ValueError(f'unknown norm {norm!r}: one of {", ".join(NORMS)}')
+    lookup(NORMS, norm, 'norm')
     for name in attacks:
-        if name not in ATTACKS:
-            raise ValueError(f'unknown attack {name!r}: one of {", ".join(ATTACKS)}')
-        if samples and not ATTACKS[name].draws:
+        if samples and not lookup(ATTACKS, name, 'attack').draws:
             raise ValueError(f'{name} does not take samples: choose attacks={RAND}')
     if batch_size < 1:
         raise ValueError(f'batch_size is {batch_size}: expected at least 1')

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from robustprune_jax import compiler, inputs
 from robustprune_jax.bounds import linear
 from robustprune_jax.bounds.graph import build
 from robustprune_jax.bounds.nodes import Graph
+from robustprune_jax.runtime import compiler, inputs
+from robustprune_jax.runtime.registry import lookup
 
 METHODS = ('ibp', 'crown_ibp', 'crown', 'symbolic')
 NORMS = ('linf', 'l2', 'l1')
@@ -111,8 +112,7 @@ def _check_settings(method, norm, clip, dtype, engine):
         ('norm', norm, NORMS),
         ('engine', engine, ('native', 'jax_verify')),
     ):
-        if value not in known:
-            raise ValueError(f'unknown {name} {value!r}: one of {", ".join(known)}')
+        lookup(dict.fromkeys(known), value, name)
     if engine == 'jax_verify' and (
         method not in ('ibp', 'crown_ibp') or norm != 'linf' or dtype is not None
     ):

@@ -8,7 +8,7 @@ Written with matrix products, so are all its derivatives.
 import jax
 import jax.numpy as jnp
 
-from robustprune_jax import compiler
+from robustprune_jax.runtime import compiler
 
 
 def transpose(eqn, weights: jax.Array):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from robustprune_jax.data import idx
-from robustprune_jax.unpickle import load_arrays
+from robustprune_jax.runtime.array_pickle import load_arrays
 
 
 class Archive(NamedTuple):

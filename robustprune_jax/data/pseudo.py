@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robustprune_jax.unpickle import load_arrays
+from robustprune_jax.runtime.array_pickle import load_arrays
 
 # Carmon et al.'s ti_500K_pseudo_labeled.pickle; the generated images of Gowal et al. (2021).
 KEYS = (('data', 'extrapolated_targets'), ('image', 'label'))

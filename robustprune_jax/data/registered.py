@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from robustprune_jax.data.archives import ARCHIVES
 from robustprune_jax.data.encoded import EncodedImages, converted, opened
-from robustprune_jax.files import write_atomically
+from robustprune_jax.runtime.files import write_atomically
 
 PREPARED = (*ARCHIVES, 'imagenet2012')  # by robustprune_jax.data.prepare
 CHUNK = 1000  # records that are read at once

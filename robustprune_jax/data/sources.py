@@ -8,9 +8,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from robustprune_jax.config import lookup
 from robustprune_jax.data import idx, image_folder, pseudo, registered
 from robustprune_jax.data.encoded import EncodedImages
+from robustprune_jax.runtime.registry import lookup
 
 
 class Split(NamedTuple):

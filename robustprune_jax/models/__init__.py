@@ -9,10 +9,11 @@ With train=True, BatchNorm uses the batch's statistics: pass mutable=['batch_sta
 running ones. Modules are hashable, so they can be static arguments of jit.
 """
 
-import difflib
 from collections.abc import Callable
 
 import flax.linen as nn
+
+from robustprune_jax.runtime.registry import lookup
 
 from . import cnn, resnet, vgg, wrn
 
@@ -30,13 +31,10 @@ def create_model(arch: str, num_classes: int = 10, **kw) -> nn.Module:
     kw: fields of its module. All have `mean` and `std`, per-channel constants: the network computes
     on (images - mean) / std. They are ImageNet's for ResNet18, ResNet34 and ResNet50 and None, no
     normalisation, for the others.
-    Raises ValueError, with the nearest names, where `arch` is unknown.
+    Raises ValueError, with the nearest name, where `arch` is unknown.
     """
-    if arch not in MODELS:
-        near = difflib.get_close_matches(arch, MODELS, n=3, cutoff=0.4)
-        hint = f'did you mean {" or ".join(near)}?' if near else f'known: {", ".join(MODELS)}'
-        raise ValueError(f'unknown architecture {arch!r}; {hint}')
+    model = lookup(MODELS, arch, 'architecture')
     # Lists would make the module unhashable.
     kw = {name: tuple(value) if isinstance(value, list) else value for name, value in kw.items()}
     # The name appears in error messages; Flax leaves a top-level module's name out of the paths.
-    return MODELS[arch](num_classes=num_classes, name=arch, **kw)
+    return model(num_classes=num_classes, name=arch, **kw)

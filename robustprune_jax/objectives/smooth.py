@@ -6,7 +6,6 @@ from jax.tree_util import Partial
 
 from robustprune_jax import attacks
 from robustprune_jax.attacks import cross_entropy
-from robustprune_jax.config import lookup
 from robustprune_jax.objectives.objective import (
     Objective,
     accuracy,
@@ -14,6 +13,7 @@ from robustprune_jax.objectives.objective import (
     kl_divergence,
     normal_noise,
 )
+from robustprune_jax.runtime.registry import lookup
 from robustprune_jax.smoothing import log_soft_vote
 
 

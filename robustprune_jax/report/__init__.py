@@ -11,11 +11,11 @@ import os
 import re
 from pathlib import Path
 
-from robustprune_jax.files import write_atomically
 from robustprune_jax.report import figures, formats, page
 from robustprune_jax.report.experiments import experiments
 from robustprune_jax.report.results import tables
 from robustprune_jax.report.run import Run, read
+from robustprune_jax.runtime.files import write_atomically
 
 __all__ = ['combine', 'read', 'table', 'write']
 

@@ -4,8 +4,8 @@ from functools import reduce
 from pathlib import PurePath
 from typing import NamedTuple
 
-from robustprune_jax.config import differences
 from robustprune_jax.report.run import Run
+from robustprune_jax.runtime.files import differences
 
 
 class Experiment(NamedTuple):

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from robustprune_jax import config as configs
-from robustprune_jax.files import read_jsonl
 from robustprune_jax.report.formats import text
 from robustprune_jax.report.results import tables
+from robustprune_jax.runtime.files import read_jsonl
 
 # part of a density -> the kind of network that it ends with
 # phase -> the kinds of network that it may end with

@@ -11,11 +11,11 @@ from pathlib import Path
 from flax import linen
 
 from conversion.from_torch import import_checkpoint
-from robustprune_jax import checkpoint
-from robustprune_jax.config import lookup
-from robustprune_jax.masks import effective_params
+from robustprune_jax.evaluation.card import card
 from robustprune_jax.models import create_model
-from robustprune_jax.zoo.card import card
+from robustprune_jax.pruning.masks import effective_params
+from robustprune_jax.runtime.registry import lookup
+from robustprune_jax.training import checkpoint
 
 __all__ = ['card', 'cards', 'load', 'read']
 

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from robustprune_jax import unpickle
+from robustprune_jax.runtime import array_pickle as unpickle
 
 # torch's storage class of each dtype
 STORAGES = {

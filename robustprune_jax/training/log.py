@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from robustprune_jax.files import read_jsonl, write_atomically
+from robustprune_jax.runtime.files import read_jsonl, write_atomically
 
 
 class PhaseLog:

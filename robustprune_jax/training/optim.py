@@ -8,7 +8,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from robustprune_jax.config import lookup
+from robustprune_jax.runtime.registry import lookup
 
 
 def cosine(learning_rate: float, steps: int, steps_per_epoch: int) -> optax.Schedule:

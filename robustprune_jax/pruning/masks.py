@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from robustprune_jax import inputs
+from robustprune_jax.runtime import inputs
+from robustprune_jax.runtime.registry import lookup
 
 
 def is_kernel(path: tuple[str, ...], leaf: jax.Array) -> bool:
@@ -71,8 +72,7 @@ def init_scores(
     """
     if 'params' in params:
         raise ValueError("params holds the whole variables: pass variables['params']")
-    if how not in SCORE_INITS:
-        raise ValueError(f'unknown score init {how!r}: one of {", ".join(SCORE_INITS)}')
+    init = lookup(SCORE_INITS, how, 'score init')
     if how != 'scaled' and key is None:
         raise ValueError(f'score init {how!r} is random: pass key=jax.random.key(seed)')
     kernels = {path: leaf for path, leaf in flatten_dict(params).items() if prunable(path, leaf)}
@@ -82,9 +82,7 @@ def init_scores(
     def leaf_key(path):  # from the name, so that adding a layer leaves the others' scores alone
         return None if key is None else jax.random.fold_in(key, zlib.crc32('/'.join(path).encode()))
 
-    return unflatten_dict(
-        {path: SCORE_INITS[how](kernel, leaf_key(path)) for path, kernel in kernels.items()}
-    )
+    return unflatten_dict({path: init(kernel, leaf_key(path)) for path, kernel in kernels.items()})
 
 
 def snip_scores(

@@ -16,26 +16,24 @@ from flax import linen
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from robustprune_jax import checkpoint, distributed, sharding
 from robustprune_jax.attacks import cross_entropy
 from robustprune_jax.bounds import margins, verified
-from robustprune_jax.config import lookup, objective_name, pseudo_per_batch
+from robustprune_jax.config import objective_name, pseudo_per_batch
 from robustprune_jax.data import Split, Splits
 from robustprune_jax.data.augment import AUGMENTATIONS, to_float
 from robustprune_jax.data.batches import eval_batches, train_batches
-from robustprune_jax.log import PhaseLog
-from robustprune_jax.masks import init_scores, snip_scores
+from robustprune_jax.evaluation.predictions import predictions
+from robustprune_jax.network import logits_fn, with_masks
 from robustprune_jax.objectives import OBJECTIVES
-from robustprune_jax.optim import optimizer, phase_labels, schedule
+from robustprune_jax.pruning.masks import init_scores, snip_scores
+from robustprune_jax.runtime import distributed, sharding
+from robustprune_jax.runtime.registry import lookup
 from robustprune_jax.smoothing import soft_radii
-from robustprune_jax.step import (
-    create_state,
-    logits_fn,
-    place,
-    predictions,
-    train_step,
-    with_masks,
-)
+from robustprune_jax.training import checkpoint
+from robustprune_jax.training.log import PhaseLog
+from robustprune_jax.training.optim import optimizer, phase_labels, schedule
+from robustprune_jax.training.state import place
+from robustprune_jax.training.step import create_state, train_step
 
 
 def phase_key(seed: int, phase: str, use: str) -> jax.Array:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -29,3 +30,13 @@ def read_jsonl(path: Path) -> list[dict]:
         return []
     text = path.read_text()
     return [json.loads(line) for line in text[: text.rfind('\n') + 1].splitlines()]
+
+
+def differences(one: dict, other: dict, prefix: str = '') -> Iterable[str]:
+    """Yields 'field: value in one, value in other' for every leaf in which two dicts differ."""
+    for key in sorted(one.keys() | other.keys()):
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from differences(a, b, f'{prefix}{key}.')
+        elif a != b:
+            yield f'{prefix}{key}: {a!r}, {b!r}'

@@ -9,12 +9,13 @@ A config file returns `default()` with its own values, passed through `with_argu
 """
 
 import ast
-import difflib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
+
+from robustprune_jax.runtime.registry import lookup
 
 TRAINED = ('pretrain', 'prune', 'finetune', 'lwm')
 PHASES = (*TRAINED, 'evaluate')
@@ -234,15 +235,6 @@ def _literal(field, text, old):
     return value
 
 
-def lookup(registry, name: str, what: str):
-    """Returns registry[name]; raises ValueError with the nearest name, or all, if it is absent."""
-    if name in registry:
-        return registry[name]
-    near = difflib.get_close_matches(name, list(registry), n=1, cutoff=0.5)
-    hint = f'did you mean {near[0]!r}?' if near else f'one of {", ".join(registry)}'
-    raise ValueError(f'unknown {what} {name!r}: {hint}')
-
-
 def phases(config: ConfigDict) -> list[str]:
     """Returns the phases to run, in the order in which they follow each other."""
     return [name for name in PHASES if name in names(config.phases)]
@@ -293,13 +285,3 @@ def completed(saved: dict, defaults: dict) -> dict:
         else saved.get(name, value)
         for name, value in defaults.items()
     }
-
-
-def differences(one: dict, other: dict, prefix: str = '') -> Iterable[str]:
-    """Yields 'field: value in one, value in other' for every leaf in which two dicts differ."""
-    for key in sorted(one.keys() | other.keys()):
-        a, b = one.get(key), other.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from differences(a, b, f'{prefix}{key}.')
-        elif a != b:
-            yield f'{prefix}{key}: {a!r}, {b!r}'

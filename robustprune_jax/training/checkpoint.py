@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from robustprune_jax.step import TrainState
+from robustprune_jax.training.state import TrainState
 
 _policies = ocp.training.preservation_policies
 

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from robustprune_jax.config import differences
+from robustprune_jax.runtime.files import differences
 
 # The number of processes, as launchers tell it to each of them.
 COUNTS = ('JAX_NUM_PROCESSES', 'SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')

@@ -15,15 +15,17 @@ from flax import linen
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from robustprune_jax import attacks, distributed, sharding, smoothing
+from robustprune_jax import attacks, smoothing
 from robustprune_jax.bounds import margins
-from robustprune_jax.config import certificates, differences
+from robustprune_jax.config import certificates
 from robustprune_jax.data import Split
 from robustprune_jax.data.augment import to_float
 from robustprune_jax.data.batches import eval_batches
-from robustprune_jax.files import read_jsonl, write_atomically
-from robustprune_jax.masks import sparsity
-from robustprune_jax.step import logits_fn, predictions
+from robustprune_jax.evaluation.predictions import predictions
+from robustprune_jax.network import logits_fn
+from robustprune_jax.pruning.masks import sparsity
+from robustprune_jax.runtime import distributed, sharding
+from robustprune_jax.runtime.files import differences, read_jsonl, write_atomically
 
 
 def evaluate(

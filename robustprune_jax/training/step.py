@@ -1,37 +1,21 @@
-"""The train state, one training step, and the network under evaluation."""
+"""One training step, compiled."""
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen, struct
+from flax import linen
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from robustprune_jax import attacks, compiler
 from robustprune_jax.data.augment import to_float
-from robustprune_jax.masks import effective_params, topk_masks
 from robustprune_jax.objectives import Objective, Progress
-from robustprune_jax.optim import trainable
-from robustprune_jax.sharding import put, replicated, sharded
-
-
-@struct.dataclass
-class TrainState:
-    """What one step reads and writes.
-
-    first_nan is the first step whose loss or update was not finite, -1 while there is none: it
-    stays on the device, so that no step waits for the host.
-    """
-
-    step: jax.Array
-    variables: dict[str, Any]
-    optimizer: Any
-    carry: Any
-    first_nan: jax.Array
+from robustprune_jax.pruning.masks import effective_params, topk_masks
+from robustprune_jax.runtime import compiler
+from robustprune_jax.training.optim import trainable
+from robustprune_jax.training.state import TrainState
 
 
 def create_state(
@@ -46,20 +30,6 @@ def create_state(
         carry=objective.init_carry(batch_shape),
         first_nan=jnp.full((), -1, jnp.int32),
     )
-
-
-def place(state: TrainState, mesh: Mesh) -> TrainState:
-    """Returns the state on the devices: its carry split like a batch, everything else whole."""
-    carry = put(state.carry, sharded(mesh))
-    return put(state.replace(carry=()), replicated(mesh)).replace(carry=carry)
-
-
-def _dense(variables):
-    """The collections that the module reads, the masks multiplied in."""
-    network = {'params': effective_params(variables)}
-    if 'batch_stats' in variables:
-        network['batch_stats'] = variables['batch_stats']
-    return network
 
 
 @cache
@@ -242,49 +212,3 @@ def _join(tree, shards):
         return jnp.moveaxis(runs, 0, 1).reshape(-1, *x.shape[2:])
 
     return jax.tree.map(join, tree)
-
-
-def with_masks(variables: dict, density: float | None) -> dict:
-    """Returns `variables` with the masks that its scores choose at `density`; as is when None."""
-    if density is None:
-        return variables
-    return {
-        **variables,
-        'masks': jax.jit(topk_masks, static_argnums=1)(variables['scores'], density),
-    }
-
-
-@cache
-def _eval_forward(module: linen.Module) -> Callable:
-    return lambda variables, images: module.apply(variables, images, train=False)
-
-
-def logits_fn(module: linen.Module, variables: dict) -> Partial:
-    """Returns the eval-mode network with its masks multiplied in: images -> logits.
-
-    A pytree, to be passed to attacks and bounds; networks of one module share compiled code.
-    """
-    return Partial(_eval_forward(module), _dense(variables))
-
-
-@jax.jit
-def _predict(network, images):
-    return jnp.argmax(network(images), axis=-1)
-
-
-@compiler.full_precision
-def predictions(
-    network: Partial,
-    key: jax.Array,
-    images: jax.Array,
-    labels: jax.Array,
-    attack: dict | None = None,
-) -> jax.Array:
-    """Returns the predicted classes [B], on the images or under attack.
-
-    images: uint8 [B, H, W, C]; attack: settings of attacks.pgd.
-    """
-    images = to_float(images)
-    if attack:
-        images = attacks.pgd(network, key, images, labels, **attack)
-    return _predict(network, images)

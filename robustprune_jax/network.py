@@ -1,0 +1,41 @@
+"""The masked network under evaluation: variables -> logits function."""
+
+from collections.abc import Callable
+from functools import cache
+
+import jax
+from flax import linen
+from jax.tree_util import Partial
+
+from robustprune_jax.pruning.masks import effective_params, topk_masks
+
+
+def _dense(variables):
+    """The collections that the module reads, the masks multiplied in."""
+    network = {'params': effective_params(variables)}
+    if 'batch_stats' in variables:
+        network['batch_stats'] = variables['batch_stats']
+    return network
+
+
+def with_masks(variables: dict, density: float | None) -> dict:
+    """Returns `variables` with the masks that its scores choose at `density`; as is when None."""
+    if density is None:
+        return variables
+    return {
+        **variables,
+        'masks': jax.jit(topk_masks, static_argnums=1)(variables['scores'], density),
+    }
+
+
+@cache
+def _eval_forward(module: linen.Module) -> Callable:
+    return lambda variables, images: module.apply(variables, images, train=False)
+
+
+def logits_fn(module: linen.Module, variables: dict) -> Partial:
+    """Returns the eval-mode network with its masks multiplied in: images -> logits.
+
+    A pytree, to be passed to attacks and bounds; networks of one module share compiled code.
+    """
+    return Partial(_eval_forward(module), _dense(variables))
