@@ -8,16 +8,16 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 
 import flax
 import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
-from jax.extend.core import Literal
-from jax.extend.source_info_util import summarize
 from jax.tree_util import keystr, tree_flatten_with_path
 
+from robustprune_jax.graph.interpret import NESTED, interpret, place
 from robustprune_jax.models import create_model
 from robustprune_jax.network import logits_fn
 from robustprune_jax.pruning.masks import is_kernel
@@ -101,54 +101,28 @@ def _trace(module, variables, image_shape):
         for path, leaf in tree_flatten_with_path(variables)[0]
     ]
     graph = Graph()
-    outputs = _interpret(graph, closed, [*weights, Tensor('images', (0, 3, 1, 2))])
+    outputs = interpret(
+        closed,
+        [*weights, Tensor('images', (0, 3, 1, 2))],
+        partial(_equation, graph),
+        lambda value: Constant(on_host(value)),
+    )
     if isinstance(outputs[0], Constant):
         raise ValueError('the network must return logits that depend on its images')
     graph.finish(graph.ordered(outputs[0], range(2)), 'logits')
     return graph, out.shape
 
 
-def _line(source):
-    """Where the innermost function that is not one of Flax or JAX does it."""
-    frames = reversed(summarize(source, num_frames=99).splitlines())
-    return next((f for f in frames if not f.startswith(_LIBRARIES)), summarize(source))
-
-
-# primitives that run a program of their own; the last is nn.remat's
-_CALLS = ('jit', 'custom_jvp_call', 'custom_vjp_call', 'remat2')
-
-
-def _interpret(graph, program, args, caller=None):
-    """Adds the nodes of a program; returns its outputs. caller: the source of the call."""
-    jaxpr = getattr(program, 'jaxpr', program)  # closed, or open and without constants
-    consts = [Constant(on_host(const)) for const in getattr(program, 'consts', ())]
-    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-
-    def read(atom):
-        if isinstance(atom, Literal):
-            return Constant(np.asarray(atom.val, atom.aval.dtype))
-        return values[atom]
-
-    for eqn in jaxpr.eqns:
-        name, inputs = eqn.primitive.name, [read(atom) for atom in eqn.invars]
-        source = eqn.source_info
-        if caller and not str(source.name_stack):  # inside a function of JAX
-            source = caller
-        if name in _CALLS:
-            called = eqn.params.get('jaxpr') or eqn.params['call_jaxpr']
-            outputs = _interpret(graph, called, inputs, source)
-        elif name == 'platform_index':
-            outputs = [None]
-        elif name == 'cond' and inputs[0] is None:  # lax.platform_dependent: its default is last
-            outputs = _interpret(graph, eqn.params['branches'][-1], inputs[1:], source)
-        elif (outputs := translate(graph, eqn, inputs)) is None:
-            raise NotImplementedError(
-                f'no ONNX for {"this use of " if name in RULES else ""}the primitive {name!r}, as '
-                f'{source.name_stack} uses it at {_line(source)}; '
-                f'there is for {", ".join(sorted([*RULES, *_CALLS]))}'
-            )
-        values.update(zip(eqn.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+def _equation(graph, eqn, inputs, nested):
+    if (outputs := translate(graph, eqn, inputs)) is not None:
+        return outputs
+    name = eqn.primitive.name
+    # Empty inside a function of JAX.
+    layer = next(filter(None, (str(e.source_info.name_stack) for e in reversed(nested))), 'it')
+    raise NotImplementedError(
+        f'no ONNX for {"this use of " if name in RULES else ""}the primitive {name!r}, as '
+        f'{layer} uses it at {place(nested)}; there is for {", ".join(sorted([*RULES, *NESTED]))}'
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

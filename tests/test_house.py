@@ -16,14 +16,22 @@ STOREYS = [
     ['objectives'],
     ['attacks', 'bounds', 'smoothing'],
     ['network'],
-    ['pruning'],
+    ['pruning', 'graph'],
     ['models', 'data'],
     ['config'],
     ['runtime'],
 ]
 LEVEL = {name: level for level, names in enumerate(STOREYS) for name in names}
 # What conversion may take, and who may take conversion.
-BELOW_CONVERSION = {'training.checkpoint', 'network', 'pruning', 'models', 'config', 'runtime'}
+BELOW_CONVERSION = {
+    'training.checkpoint',
+    'network',
+    'pruning',
+    'graph',
+    'models',
+    'config',
+    'runtime',
+}
 ABOVE_CONVERSION = {'pipeline', 'zoo', 'report'}
 
 

@@ -5,23 +5,16 @@ image, such as weights, BatchNorm's statistics and masks, is computed while the 
 ends up as constants (or tracers, when differentiated) inside the nodes.
 """
 
-import os
 from collections.abc import Callable
+from functools import partial
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import source_info_util
-from jax.extend.core import Literal
 
 from robustprune_jax.bounds.nodes import Graph, Ref, Sign, affine, bind
 from robustprune_jax.bounds.rules import RULES
-
-# What a user reads is to be a line of the model, not of the layers that it is made of.
-source_info_util.register_exclusion(os.path.dirname(flax.__file__))
-
-_PLATFORM = object()  # the number of the platform that the program runs on
+from robustprune_jax.graph.interpret import interpret, place
 
 
 def build(
@@ -34,10 +27,10 @@ def build(
     where fn does something that has no bound here, and ValueError where its output ignores the
     image.
     """
-    closed = jax.make_jaxpr(fn)(image)
+    program = jax.make_jaxpr(fn)(image)
     dtype = np.dtype(dtype or image.dtype)
     graph = Graph([None], [jax.ShapeDtypeStruct(image.shape, dtype)], dtype)
-    (out,) = _interpret(graph, closed.jaxpr, closed.consts, [Ref(0)])
+    (out,) = _interpret(graph, program, [Ref(0)])
     if not isinstance(out, Ref):
         raise ValueError('the logits do not depend on the image')
     if out.node != len(graph.nodes) - 1:  # the output is to be the last node
@@ -45,23 +38,11 @@ def build(
     return graph
 
 
-def _interpret(graph: Graph, jaxpr, consts, args, callers=()) -> list:
-    """The jaxpr's outputs: arrays, or Ref where they depend on the image.
-
-    callers: the equations that the jaxpr is nested in, outermost first.
-    """
-    values = {}
-
-    def read(atom):
-        return _cast(atom.val, graph.dtype) if isinstance(atom, Literal) else values[atom]
-
-    values.update(zip(jaxpr.constvars, [_cast(c, graph.dtype) for c in consts], strict=True))
-    values.update(zip(jaxpr.invars, args, strict=True))
-    for eqn in jaxpr.eqns:
-        inputs = [read(atom) for atom in eqn.invars]
-        outputs = _equation(graph, _retyped(eqn, graph.dtype), inputs, callers)
-        values.update(zip(eqn.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+def _interpret(graph: Graph, program, args, callers=()) -> list:
+    """The program's outputs: arrays, or Ref where they depend on the image."""
+    return interpret(
+        program, args, partial(_equation, graph), lambda value: _cast(value, graph.dtype), callers
+    )
 
 
 def _is_float(dtype):
@@ -80,15 +61,12 @@ def _retyped(eqn, dtype):
     return eqn.replace(params={**eqn.params, **floats})
 
 
-def _equation(graph, eqn, inputs, callers):
-    name, nested = eqn.primitive.name, (*callers, eqn)
-    if name == 'platform_index':
-        return [_PLATFORM]
-    if name in _NESTED:
-        inner = _closed(eqn.params[_NESTED[name]])
-        return _interpret(graph, inner.jaxpr, inner.consts, inputs, nested)
-    if name == 'cond' and (branch := _branch(eqn, inputs[0])) is not None:
-        return _interpret(graph, branch.jaxpr, branch.consts, inputs[1:], nested)
+def _equation(graph, eqn, inputs, nested):
+    eqn, name = _retyped(eqn, graph.dtype), eqn.primitive.name
+    if name == 'cond' and not isinstance(inputs[0], Ref | Sign | jax.core.Tracer):
+        branches = eqn.params['branches']
+        branch = branches[int(np.clip(inputs[0], 0, len(branches) - 1))]
+        return _interpret(graph, branch, inputs[1:], nested)
     if not any(isinstance(x, Ref | Sign) for x in inputs):
         outputs = bind(eqn, inputs)
         return outputs if eqn.primitive.multiple_results else [outputs]
@@ -105,9 +83,6 @@ def _equation(graph, eqn, inputs, callers):
 def _refusal(nested) -> str:
     """What has no bound, where the model uses it, and what would have one."""
     name = nested[-1].primitive.name
-    # jax keeps of a nested program only its own part of the stack, often nothing of the user's.
-    lines = [source_info_util.summarize(eqn.source_info) for eqn in nested]
-    line = next(filter(None, reversed(lines)), 'an unknown line')
     calls = {
         frame.function_name.split('.')[0]
         for eqn in nested
@@ -126,34 +101,4 @@ def _refusal(nested) -> str:
         hint = 'casts to integers, and comparisons as numbers, are steps'
     else:
         hint = 'there are bounds for affine functions, relu, leaky relu and maxima of windows'
-    return f'no bound for the primitive {name!r}, as the model uses it at {line}; {hint}'
-
-
-def _branch(eqn, index):
-    """The branch that a cond takes, where that is known.
-
-    All branches of lax.platform_dependent compute the same; its default is the last.
-    """
-    branches = eqn.params['branches']
-    if index is _PLATFORM:
-        return branches[-1]
-    if isinstance(index, Ref | Sign | jax.core.Tracer):
-        return None
-    return branches[int(np.clip(index, 0, len(branches) - 1))]
-
-
-def _closed(jaxpr):
-    """Nested programs come as closed jaxprs, or as open ones without constants."""
-    return jaxpr if hasattr(jaxpr, 'consts') else jax.extend.core.ClosedJaxpr(jaxpr, ())
-
-
-# primitive -> the parameter that is the program inside it
-_NESTED = {
-    'jit': 'jaxpr',
-    'pjit': 'jaxpr',
-    'closed_call': 'call_jaxpr',
-    'custom_jvp_call': 'call_jaxpr',
-    'custom_vjp_call': 'call_jaxpr',
-    'checkpoint': 'jaxpr',
-    'remat2': 'jaxpr',
-}
+    return f'no bound for the primitive {name!r}, as the model uses it at {place(nested)}; {hint}'

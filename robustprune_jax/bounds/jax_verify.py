@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
+from robustprune_jax.graph.interpret import interpret
+
 
 def _import():
     """Returns modules of jax_verify, which see a `jax` that has the names of 2020 too."""
@@ -46,28 +48,14 @@ _propagation, _crown, _ibp = _import()
 _crown.ad = SimpleNamespace(UndefinedPrimal=_Unknown, get_primitive_transpose=_transpose)
 
 
-def _inlined(jaxpr, consts, *args):
-    """The jaxpr's outputs; traced, it has no calls, and no two values share a variable."""
-    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+def _inlined(program, *args):
+    """The program's outputs; traced, it has no calls, and no two values share a variable."""
 
-    def read(atom):
-        return atom.val if isinstance(atom, core.Literal) else values[atom]
+    def bind(eqn, inputs, nested):
+        outputs = eqn.primitive.bind(*inputs, **eqn.params)
+        return outputs if eqn.primitive.multiple_results else [outputs]
 
-    for eqn in jaxpr.eqns:
-        inputs = [read(atom) for atom in eqn.invars]
-        key = 'jaxpr' if eqn.primitive.name == 'jit' else 'call_jaxpr'
-        if inner := eqn.params.get(key):
-            outputs = _inlined(inner.jaxpr, inner.consts, *inputs)
-        elif eqn.primitive.name == 'platform_index':
-            outputs = [None]
-        elif eqn.primitive.name == 'cond' and inputs[0] is None:
-            default = eqn.params['branches'][-1]  # of lax.platform_dependent
-            outputs = _inlined(default.jaxpr, default.consts, *inputs[1:])
-        else:
-            outputs = eqn.primitive.bind(*inputs, **eqn.params)
-            outputs = outputs if eqn.primitive.multiple_results else [outputs]
-        values.update(zip(eqn.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+    return interpret(program, args, bind)
 
 
 def _interval_relu(index, rows, x, threshold):
@@ -105,7 +93,7 @@ def lower_bounds(logits_fn, lower, upper, spec, method):
         return lax.dot_general(logits_fn(x), spec, (((1,), (2,)), ((0,), (0,))))
 
     program = jax.make_jaxpr(margins)(lower)
-    program = jax.make_jaxpr(partial(_inlined, program.jaxpr, program.consts))(lower)
+    program = jax.make_jaxpr(partial(_inlined, program))(lower)
     graph = _propagation.PropagationGraph(program.jaxpr, lambda jaxpr: jaxpr)
     box = _ibp.IntervalBound(lower, upper)
     units = jnp.tile(jnp.eye(spec.shape[1]), (len(spec), 1, 1))

@@ -1,0 +1,77 @@
+"""The interpreter of jaxprs under bounds and export: each brings a rule for one equation.
+
+It enters nested programs (jit, custom derivatives, remat), and of lax.platform_dependent takes the
+default: all branches compute the same.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.extend.source_info_util import summarize
+
+# primitive -> the parameter that is the program inside it
+NESTED = {
+    'jit': 'jaxpr',
+    'pjit': 'jaxpr',
+    'closed_call': 'call_jaxpr',
+    'custom_jvp_call': 'call_jaxpr',
+    'custom_vjp_call': 'call_jaxpr',
+    'checkpoint': 'jaxpr',
+    'remat2': 'jaxpr',
+}
+
+_PLATFORM = object()  # the number of the platform that the program runs on
+_LIBRARIES = tuple(os.path.dirname(library.__file__) + os.sep for library in (flax, jax))
+
+
+def interpret(
+    program: Jaxpr,
+    args: Sequence,
+    rule: Callable[[JaxprEqn, list, tuple[JaxprEqn, ...]], Sequence],
+    constant: Callable[[Any], Any] = lambda value: value,
+    callers: tuple[JaxprEqn, ...] = (),
+) -> list:
+    """Returns the outputs of a program, closed or without constants, for values of any kind.
+
+    rule(equation, inputs, nested) -> its outputs; nested: the equations that it lies in, outermost
+    first, and itself. constant: an array of the program -> the value that stands for it.
+    """
+    jaxpr, consts = getattr(program, 'jaxpr', program), getattr(program, 'consts', ())
+    variables = [*jaxpr.constvars, *jaxpr.invars]
+    values = dict(zip(variables, [*map(constant, consts), *args], strict=True))
+
+    def read(atom):
+        if isinstance(atom, Literal):
+            return constant(np.asarray(atom.val, atom.aval.dtype))
+        return values[atom]
+
+    for eqn in jaxpr.eqns:
+        name, inputs, nested = eqn.primitive.name, [read(x) for x in eqn.invars], (*callers, eqn)
+        if name in NESTED:
+            outputs = interpret(eqn.params[NESTED[name]], inputs, rule, constant, nested)
+        elif name == 'platform_index':
+            outputs = [_PLATFORM]
+        elif name == 'cond' and inputs[0] is _PLATFORM:
+            outputs = interpret(eqn.params['branches'][-1], inputs[1:], rule, constant, nested)
+        else:
+            outputs = rule(eqn, inputs, nested)
+        values.update(zip(eqn.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def place(nested: Sequence[JaxprEqn]) -> str:
+    """Returns where the model does what the innermost equation says: 'FILE:LINE:COLUMN (function)'.
+
+    A line of the model's own, not of the layers it is made of. jax keeps of a nested program only
+    its own part of the stack, often nothing of the model.
+    """
+    for eqn in reversed(nested):
+        for frame in reversed(summarize(eqn.source_info, num_frames=99).splitlines()):
+            if frame and not frame.startswith(_LIBRARIES):
+                return frame
+    return 'an unknown line'
