@@ -15,9 +15,10 @@ import numpy as np
 from flax import linen
 from ml_collections import ConfigDict
 
-from robustprune_jax import checkpoint, distributed, sharding
+from robustprune_jax import distributed, sharding
 from robustprune_jax.attacks import cross_entropy
 from robustprune_jax.bounds import margins, verified
+from robustprune_jax.checkpoint import Checkpoints
 from robustprune_jax.config import lookup, objective_name, pseudo_per_batch
 from robustprune_jax.data import Split, Splits
 from robustprune_jax.data.augment import AUGMENTATIONS, to_float
@@ -99,6 +100,7 @@ def meta(config: ConfigDict, phase: str, density: float | None, splits: Splits) 
         'phase': phase,
         'density': density,
         'objective': objective_name(config, phase),
+        'score_init': config[phase].get('score_init'),
         'seed': config.seed,
     }
 
@@ -165,9 +167,8 @@ def train(
     key = phase_key(config.seed, phase, 'step')
     about = {**meta(config, phase, density, splits), 'total_steps': total_steps}
 
-    with closing(data), checkpoint.open_checkpoints(directory / 'checkpoints') as checkpoints:
-        if checkpoints.latest:
-            state = checkpoint.restore(checkpoints, state, data)
+    with closing(data), Checkpoints(directory / 'checkpoints') as checkpoints:
+        state = checkpoints.restore(state, data)
         start = saved = int(state.step)
         pending = []
 
@@ -177,8 +178,8 @@ def train(
             pending.clear()
             if first_nan >= 0:
                 raise FloatingPointError(
-                    f'{name}: the loss is not finite at step {first_nan}; the checkpoint of step '
-                    f'{saved} is kept in {directory}. A lower learning rate may help.'
+                    f'{name}: the loss is not finite at step {first_nan + 1}; the checkpoint of '
+                    f'step {saved} is kept in {directory}. A lower learning rate may help.'
                 )
             means = {k: float(np.mean([m[k] for m in gathered])) for k in gathered[0]}
             rates = {
@@ -250,8 +251,7 @@ def train(
                         log.images_per_second()  # validation's time is not training's
                     log.write(step, **values)
                 if saves or stops:
-                    checkpoint.save(
-                        checkpoints,
+                    checkpoints.save(
                         state,
                         {**with_masks(state.variables, mask_density), **unused},
                         data,

@@ -161,14 +161,10 @@ def _parts_of(network: str) -> list[str]:
 def _metrics(workdir: Path, part: str, notes: list[str]) -> list[dict]:
     """Returns the lines of a part's metrics.jsonl, [] if there are none."""
     file = f'{part}/metrics.jsonl'
-    try:
-        lines = read_jsonl(workdir / file)
-    except ValueError as error:
-        notes.append(f'{file}: not a log of lines of JSON ({error})')
-        return []
+    lines = read_jsonl(workdir / file, lambda sentence: notes.append(f'{part}/{sentence}'))
     if not lines:
         notes.append(f'{file}: no lines, so no training curves of this phase')
-    return [line for line in lines if isinstance(line, dict)]
+    return lines
 
 
 def _weights(workdir: Path, network: str, notes: list[str]) -> dict[str, np.ndarray]:
@@ -195,7 +191,7 @@ def _radii(workdir: Path, network: str, notes: list[str]) -> np.ndarray:
     """Returns a network's certified radii, [] if smoothing was not evaluated."""
     file = f'examples/{network}.smooth.jsonl'
     try:
-        lines = read_jsonl(workdir / file)[1:]
+        lines = read_jsonl(workdir / file, lambda x: notes.append(f'examples/{x}'))[1:]
         return np.array([x['radius'] * (x['label'] == x['prediction']) for x in lines])
     except (ValueError, TypeError, KeyError) as error:
         notes.append(f'{file}: no lines of certified radii ({type(error).__name__}: {error})')
