@@ -77,7 +77,11 @@ class Checkpoints:
     def save_items(self, step: int, items: dict[str, Any], metrics: dict | None = None) -> None:
         """Saves some items as one step, in the background."""
         self.wait()
+        size = sum(getattr(leaf, 'nbytes', 0) for leaf in jax.tree.leaves(items))
         with _saving(self._directory):
+            free = shutil.disk_usage(self._directory).free
+            if free < size:  # Orbax would say so in tracebacks of its threads
+                raise OSError(f'{free / 2**20:.1f} MiB are free, {size / 2**20:.1f} needed')
             # Without force a save is silently skipped while another is in progress.
             self._pending = self._orbax.save_checkpointables_async(
                 step, items, metrics=metrics, force=True
