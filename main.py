@@ -1,6 +1,7 @@
 """Runs one experiment: python main.py --config=configs/digits.py --workdir=runs/digits."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -37,6 +38,8 @@ def main(argv: list[str]) -> None:
     if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
         jax.config.update('jax_compilation_cache_dir', str(cache / 'robustprune_jax' / 'xla'))
+    # Else a lock would stay behind. Training takes it over, and so does jax for several processes.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if distributed.found() if DISTRIBUTED.value is None else DISTRIBUTED.value:
             distributed.start(JOIN_TIMEOUT.value)
@@ -66,7 +69,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         unknown = 'the config has no field ' if isinstance(error, KeyError) else ''
         sys.exit(f'error: {unknown}{" ".join(lines)}')
     if flags.FLAGS['verbosity'].using_default_value:
-        flags.FLAGS.verbosity = logging.WARNING  # absl's own choice, INFO, tells of every save
+        # absl's own choice, INFO, tells of every save; ERROR repeats our errors as tracebacks.
+        flags.FLAGS.verbosity = logging.FATAL
     return rest
 
 

@@ -1,5 +1,6 @@
 """The whole job: one pretrained network, pruned to each density, beside the LWM baseline."""
 
+import contextlib
 import json
 import os
 import time
@@ -19,9 +20,10 @@ from robustprune_jax.evaluation.evaluate import evaluate
 from robustprune_jax.models import create_model
 from robustprune_jax.pruning.masks import SCORE_INITS
 from robustprune_jax.runtime import distributed
-from robustprune_jax.runtime.files import write_atomically
+from robustprune_jax.runtime.files import differences, locked, write_atomically
 from robustprune_jax.training import checkpoint
-from robustprune_jax.training import loop as phase
+from robustprune_jax.training.loop import train
+from robustprune_jax.training.start import checkpoint_meta, phase_key, start_variables
 
 # phase -> the phase whose network it starts from
 SOURCE = {'prune': 'pretrain', 'finetune': 'prune', 'lwm': 'pretrain'}
@@ -54,29 +56,40 @@ def run(config: ConfigDict, workdir: Path | str) -> dict:
         module = create_model(config.arch, config.dataset.num_classes)
         _check_images(config, module, splits)
         _check_claim(config, workdir)
+        _read_result(config, workdir)
     parts = ('train', 'validation', 'test')
     distributed.agree({f'{part} images': len(getattr(splits, part).labels) for part in parts})
-    _claim(config, workdir)
     _check_sources(config, wanted, splits, workdir)
+    with _claimed(config, workdir):
+        for name in [name for name in wanted if name != 'evaluate']:
+            for density in [None] if name == 'pretrain' else config.densities:
+                _run_phase(config, wanted, name, density, module, splits, workdir)
+        return _evaluate_all(config, wanted, module, splits, workdir, started)
 
-    for name in wanted:
-        if name == 'evaluate':
-            continue
-        for density in [None] if name == 'pretrain' else config.densities:
-            directory = _folder(workdir, name, density)
-            if checkpoint.is_finished(directory):
-                continue
-            if name == 'pretrain':
-                variables = _initial_variables(config, module, splits)
-                if not config.pretrain.epochs:  # the random network is the pretrained one
-                    meta = phase.meta(config, name, None, splits)
-                    checkpoint.save_network(directory / 'checkpoints', variables, meta)
-                    continue
-            else:
-                source, _ = checkpoint.load(_source(config, wanted, name, density, workdir))
-                variables = phase.start_variables(config, name, density, source, module, splits)
-            phase.train(config, name, density, module, variables, splits, directory)
 
+def _run_phase(config, wanted, name, density, module, splits, workdir):
+    """Trains one phase at one density, unless that is done."""
+    directory = _folder(workdir, name, density)
+    with distributed.together():
+        if jax.process_index() == 0:
+            for sentence in checkpoint.set_damaged_aside(directory):
+                print(sentence, flush=True)
+    if checkpoint.is_finished(directory):
+        return
+    if name == 'pretrain':
+        variables = _initial_variables(config, module, splits)
+        if not config.pretrain.epochs:  # the random network is the pretrained one
+            about = checkpoint_meta(config, name, None, splits)
+            checkpoint.save_network(directory / 'checkpoints', variables, about)
+            return
+    else:
+        source, _ = checkpoint.load(_source(config, wanted, name, density, workdir))
+        variables = start_variables(config, name, density, source, module, splits)
+    train(config, name, density, module, variables, splits, directory)
+
+
+def _evaluate_all(config, wanted, module, splits, workdir, started):
+    """Exports and evaluates the finished networks, writes result.json and the report."""
     writes = jax.process_index() == 0
     result = _read_result(config, workdir)
     earlier = result['seconds']
@@ -114,35 +127,56 @@ def _check_images(config, module, splits):
 
 def _initial_variables(config, module: linen.Module, splits: Splits) -> dict:
     images = jnp.zeros((1, *splits.train.images.shape[1:]))
-    return module.init(phase.phase_key(config.seed, 'pretrain', 'init'), images)
+    return module.init(phase_key(config.seed, 'pretrain', 'init'), images)
 
 
 def _check_claim(config, workdir):
     """Refuses a workdir of another experiment."""
     path = workdir / 'config.json'
-    if path.exists():
+    if not path.exists():
+        return
+    try:
+        saved = json.loads(path.read_text())
+        if not saved:
+            raise ValueError(f'it holds {saved}')
         # A version that adds a field gives it the default under which older runs were made.
-        saved = configs.completed(json.loads(path.read_text()), configs.identity(configs.default()))
-        found = '; '.join(configs.differences(saved, configs.identity(config)))
-        if found:
-            raise ValueError(
-                f'{workdir} holds another experiment (there, here): {found}; choose a new --workdir'
-            )
+        saved = configs.completed(saved, configs.identity(configs.default()))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f'{path} is damaged ({error}): move it away, and the command that made {workdir} '
+            'writes it anew'
+        ) from None
+    found = '; '.join(differences(saved, configs.identity(config)))
+    if found:
+        raise ValueError(
+            f'{workdir} holds another experiment (there, here): {found}; choose a new --workdir'
+        )
 
 
-def _claim(config, workdir):
-    """Writes config.json; refuses a workdir that is not the same folder on every host."""
-    path = workdir / 'config.json'
-    with distributed.together():
-        if jax.process_index() == 0:
-            write_atomically(path, config.to_json(indent=1) + '\n')
-    with distributed.together():
-        if not path.exists():
-            raise FileNotFoundError(f'no {path}: --workdir must be a folder that all hosts share')
+@contextlib.contextmanager
+def _claimed(config, workdir):
+    """Holds the workdir, with config.json in it; refuses one that is not the same folder on every
+    host, or that another run is in."""
+    with contextlib.ExitStack() as stack:
+        with distributed.together():
+            if jax.process_index() == 0:
+                stack.enter_context(locked(workdir))
+                write_atomically(workdir / 'config.json', config.to_json(indent=1) + '\n')
+        with distributed.together():
+            if not (workdir / 'config.json').exists():
+                raise FileNotFoundError(
+                    f'no config.json in {workdir}: --workdir must be a folder that all hosts share'
+                )
+        yield
 
 
 def _folder(workdir: Path, name: str, density: float | None) -> Path:
-    return workdir / name if density is None else workdir / f'density_{density:g}' / name
+    return workdir / name if density is None else workdir / f'density_{_exact(density)}' / name
+
+
+def _exact(density: float) -> str:
+    """Returns a density as names spell it: in few digits where those are the whole number."""
+    return f'{density:g}' if float(f'{density:g}') == density else repr(density)
 
 
 def _source(config, wanted, name: str, density: float, workdir: Path) -> Path:
@@ -185,7 +219,7 @@ def _check_source(config, splits, path, name, density):
     if name == 'finetune':
         expected['density'] = density
     found = {field: meta.get(field) for field in expected}
-    wrong = '; '.join(configs.differences(found, expected))
+    wrong = '; '.join(differences(found, expected))
     if wrong:
         raise ValueError(
             f'the checkpoint {path} does not fit {name or "evaluate"} (found, expected): {wrong}'
@@ -196,20 +230,33 @@ def _networks(config, wanted, workdir) -> dict[str, Path]:
     """The finished networks by name, in the order of the table."""
     if config.source and wanted == ['evaluate']:
         meta = checkpoint.load_meta(config.source)
-        suffix = '' if meta['density'] is None else f'_{meta["density"]:g}'
-        return {NETWORK[meta['phase']] + suffix: Path(config.source)}
+        suffix = '' if meta['density'] is None else f'_{_exact(meta["density"])}'
+        kind = _kind(meta['phase'], meta.get('score_init') or 'scaled')  # imported: not said
+        return {kind + suffix: Path(config.source)}
     folders = {'pretrain': _folder(workdir, 'pretrain', None)}
     for density in config.densities:
         for name in ('prune', 'finetune', 'lwm') if config.evaluate.pruned else ('finetune', 'lwm'):
-            kind = BASELINE[config.lwm.score_init] if name == 'lwm' else NETWORK[name]
-            folders[f'{kind}_{density:g}'] = _folder(workdir, name, density)
+            kind = _kind(name, config.lwm.score_init)
+            folders[f'{kind}_{_exact(density)}'] = _folder(workdir, name, density)
     return {name: path for name, path in folders.items() if checkpoint.is_finished(path)}
+
+
+def _kind(name: str, score_init: str) -> str:
+    """What the network is called that a phase ends with."""
+    return BASELINE[score_init] if name == 'lwm' else NETWORK[name]
 
 
 def _read_result(config, workdir) -> dict:
     """result.json so far, or a new one."""
-    path = workdir / 'result.json'
-    old = json.loads(path.read_text()) if path.exists() else {'seconds': 0.0, 'networks': []}
+    path, old = workdir / 'result.json', {'seconds': 0.0, 'networks': []}
+    try:
+        old |= json.loads(path.read_text()) if path.exists() else {}
+        networks = {network['name']: network for network in old['networks']}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f'{path} is damaged ({error}): move it away, and the same command writes it anew, '
+            f'from what {workdir / "examples"} holds'
+        ) from None
     return {
         'arch': config.arch,
         'dataset': config.dataset.name,
@@ -217,5 +264,5 @@ def _read_result(config, workdir) -> dict:
         'seed': config.seed,
         'seconds': old['seconds'],
         'versions': {name: version(name) for name in PACKAGES},
-        'networks': old['networks'],
+        'networks': list(networks.values()),
     }

@@ -18,7 +18,7 @@ from robustprune_jax.pruning.masks import (
     sparsity,
     topk_masks,
 )
-from robustprune_jax.training.loop import start_variables
+from robustprune_jax.training.start import start_variables
 
 
 def test_keeps_the_largest_magnitudes_of_each_layer():

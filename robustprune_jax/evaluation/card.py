@@ -31,7 +31,7 @@ def card(config: ConfigDict, entry: dict) -> dict:
         'autoattack_acc': _percent(robust['standard']['accuracy'])
         if 'standard' in robust
         else None,
-        'additional_data': False,
+        'additional_data': bool(config.dataset.pseudo_labelled),
         'examples': entry['examples'],
         'evaluations': robust,
         'density': entry['density'],

@@ -25,7 +25,7 @@ from robustprune_jax.evaluation.predictions import predictions
 from robustprune_jax.network import logits_fn
 from robustprune_jax.pruning.masks import sparsity
 from robustprune_jax.runtime import distributed, sharding
-from robustprune_jax.runtime.files import differences, read_jsonl, write_atomically
+from robustprune_jax.runtime.files import differences, naming, read_jsonl, write_atomically
 
 
 def evaluate(
@@ -105,7 +105,8 @@ def evaluate(
             _least_margin, placed, mesh, methods[: i + 1], ball, settings.certified.memory_gb
         )
         wanted = np.flatnonzero(stands & ~verified) if i else np.arange(count)
-        lines = record(method, {**ball, 'after': methods[:i]}, bound, wanted)
+        before = {'after': methods[:i], 'pgd': pgd} if i else {'after': []}  # what chose `wanted`
+        lines = record(method, {**ball, **before}, bound, wanted)
         verified[[line['index'] for line in lines if line['margin'] > 0]] = True
         robust[method] = {'accuracy': float(verified.mean()), 'examples': count, **ball}
     if methods:
@@ -204,7 +205,7 @@ def _recorded(
 ) -> list[dict]:
     """Returns path's lines for the wanted examples, after adding those that are missing.
 
-    measure(batch of `size` images, number of its first line) -> {field: [B]}.
+    measure(batch of `size` images, place of its first in `wanted`) -> {field: [B]}.
     """
     writes = jax.process_index() == 0
     (lines, *_) = distributed.exchange(read_jsonl(path) if writes else None)
@@ -213,32 +214,38 @@ def _recorded(
         raise ValueError(
             f'{path} holds an evaluation with other settings ({found}): move it away to redo it'
         )
-    done = lines[1:] if lines else []
-    if len(done) >= len(wanted):
-        return done[: len(wanted)]
+    done = {line['index']: line for line in lines[1:] if 'index' in line}
     # Whole batches are kept, so that an interrupted evaluation draws the same starts.
-    done = done[: len(done) // size * size]
+    batches = {first: wanted[first : first + size] for first in range(0, len(wanted), size)}
+    missing = {first: rows for first, rows in batches.items() if not set(rows) <= done.keys()}
+    if not missing:
+        return [done[index] for index in wanted]
+    rows = np.concatenate(list(missing.values()))
+    for index in rows.tolist():
+        done.pop(index, None)
     if writes:
-        write_atomically(path, ''.join(json.dumps(line) + '\n' for line in [header, *done]))
+        kept = [header, *done.values()]
+        write_atomically(path, ''.join(json.dumps(line) + '\n' for line in kept))
     with (
         (path if writes else Path(os.devnull)).open('a') as file,
         tqdm(
             desc=path.stem,
             total=len(wanted),
-            initial=len(done),
+            initial=len(wanted) - len(rows),
             unit='image',
             disable=None if writes else True,  # None: shown on a terminal only
         ) as bar,
     ):
-        for batch in eval_batches(test.images[wanted], test.labels[wanted], size, start=len(done)):
-            first, real = len(done), int(batch['mask'].sum())
+        todo = eval_batches(test.images[rows], test.labels[rows], size)
+        for (first, indices), batch in zip(missing.items(), todo, strict=True):
             fields = distributed.gather(measure(batch, first))
-            for i, index in enumerate(wanted[first : first + real]):
-                line = {'index': int(index), 'label': int(batch['label'][i])}
-                done.append(line | {field: value[i].item() for field, value in fields.items()})
-            file.writelines(json.dumps(line) + '\n' for line in done[first:])
-            file.flush()
-            bar.update(real)
+            for i, index in enumerate(indices.tolist()):
+                line = {'index': index, 'label': int(batch['label'][i])}
+                done[index] = line | {field: value[i].item() for field, value in fields.items()}
+            with naming(path):
+                file.writelines(json.dumps(done[index]) + '\n' for index in indices.tolist())
+                file.flush()
+            bar.update(len(indices))
             if distributed.preempted():
                 sys.exit(0)
-    return done
+    return [done[index] for index in wanted]

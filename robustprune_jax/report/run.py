@@ -161,14 +161,10 @@ def _parts_of(network: str) -> list[str]:
 def _metrics(workdir: Path, part: str, notes: list[str]) -> list[dict]:
     """Returns the lines of a part's metrics.jsonl, [] if there are none."""
     file = f'{part}/metrics.jsonl'
-    try:
-        lines = read_jsonl(workdir / file)
-    except ValueError as error:
-        notes.append(f'{file}: not a log of lines of JSON ({error})')
-        return []
+    lines = read_jsonl(workdir / file, lambda sentence: notes.append(f'{part}/{sentence}'))
     if not lines:
         notes.append(f'{file}: no lines, so no training curves of this phase')
-    return [line for line in lines if isinstance(line, dict)]
+    return lines
 
 
 def _weights(workdir: Path, network: str, notes: list[str]) -> dict[str, np.ndarray]:
@@ -178,25 +174,30 @@ def _weights(workdir: Path, network: str, notes: list[str]) -> dict[str, np.ndar
     file = f'export/{network}.pth.tar'
     try:
         state = load_pth(workdir / file)['state_dict']
+        kernels = {
+            name.removesuffix('.weight'): kernel
+            for name, kernel in state.items()
+            if name.endswith('.weight') and kernel.ndim in (2, 4)
+        }
+        wrong = [name for name, x in kernels.items() if not (x.size and np.isfinite(x).all())]
     except FileNotFoundError:
         notes.append(f'{file}: not there, so not in the figures of weights')
         return {}
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         notes.append(f'{file}: not an exported network ({error})')
         return {}
-    return {
-        name.removesuffix('.weight'): kernel
-        for name, kernel in state.items()
-        if name.endswith('.weight') and kernel.ndim in (2, 4)
-    }
+    if wrong:
+        notes.append(f'{file}: empty or not finite in {", ".join(wrong)}, so not in the figures')
+        return {}
+    return kernels
 
 
 def _radii(workdir: Path, network: str, notes: list[str]) -> np.ndarray:
     """Returns a network's certified radii, [] if smoothing was not evaluated."""
     file = f'examples/{network}.smooth.jsonl'
     try:
-        lines = read_jsonl(workdir / file)[1:]
-        return np.array([x['radius'] * (x['label'] == x['prediction']) for x in lines])
+        lines = read_jsonl(workdir / file, lambda x: notes.append(f'examples/{x}'))[1:]
+        return np.array([float(x['radius']) * (x['label'] == x['prediction']) for x in lines])
     except (ValueError, TypeError, KeyError) as error:
         notes.append(f'{file}: no lines of certified radii ({type(error).__name__}: {error})')
         return np.array([])

@@ -118,9 +118,9 @@ def together() -> Iterator[None]:
     own = None
     try:
         yield
-    except (ValueError, OSError) as error:
+    except Exception as error:  # any: the others wait in the exchange below
         own = error
-    messages = exchange(None if own is None else str(own))
+    messages = exchange(None if own is None else str(own) or repr(own))
     if own is not None:
         raise own
     for index, message in enumerate(messages):

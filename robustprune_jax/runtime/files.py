@@ -1,11 +1,21 @@
-"""Files that are never half-written, and logs that survive a kill."""
+"""Files that are never half-written, logs that survive a kill, and a lock on a folder."""
 
 import contextlib
 import json
 import os
+import socket
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives an OSError of writing to an open file what it lacks: the file's name."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, error.filename or str(path)) from None
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -14,7 +24,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
     try:
-        with os.fdopen(handle, 'wb') as file:
+        with naming(path), os.fdopen(handle, 'wb') as file:
             file.write(data)
             os.fchmod(file.fileno(), 0o644)  # mkstemp's files are private
         os.replace(temporary, path)
@@ -24,12 +34,66 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise
 
 
-def read_jsonl(path: Path) -> list[dict]:
-    """Returns the whole lines of a .jsonl file; [] where there is none. A cut last line is left."""
+def read_jsonl(path: Path, tell: Callable[[str], object] = print) -> list[dict]:
+    """Returns the whole lines of a .jsonl file; [] where there is none. A cut last line is left.
+
+    Lines that hold no object are left out, and `tell` gets a sentence on them.
+    """
     if not path.exists():
         return []
-    text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind('\n') + 1].splitlines()]
+    lines, damaged = [], []
+    for number, line in enumerate(path.read_bytes().split(b'\n')[:-1], start=1):
+        try:
+            content = json.loads(line)
+        except ValueError:  # also of text that is not UTF-8
+            content = None
+        if isinstance(content, dict):
+            lines.append(content)
+        else:
+            damaged.append(number)
+    if damaged:
+        more = f' and {len(damaged) - 1} more' if damaged[1:] else ''
+        tell(f'{path.name}: left out what is damaged, line {damaged[0]}{more}')
+    return lines
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the file `lock` in a folder, made if need be: one line, this host and process.
+
+    A lock that a process of this host left when it was killed is taken over. Raises ValueError
+    where another process holds it.
+    """
+    path, host = folder / 'lock', socket.gethostname()
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        owner, _, process = path.read_text().strip().rpartition(' ')
+        if owner != host or not process.isdigit() or _runs(int(process)):
+            raise ValueError(
+                f'{folder} is in use by process {process} on host {owner}: wait for it, or choose '
+                f'another folder; if that process is gone, remove {path}'
+            )
+        path.unlink()
+    path.touch(exist_ok=False)
+    try:
+        with naming(path):
+            path.write_text(f'{host} {os.getpid()}\n')
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    """Returns whether another process of this host has the number."""
+    if process == os.getpid():  # numbers begin again with a container
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
 
 
 def differences(one: dict, other: dict, prefix: str = '') -> Iterable[str]:

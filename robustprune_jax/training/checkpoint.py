@@ -1,11 +1,16 @@
-"""Checkpoints of a phase (Orbax v1): the latest and the best, readable on any topology.
+"""Checkpoints of a phase (Orbax v1): the newest two and the best, readable on any topology.
 
 Items: `variables` (all that evaluation and export need), `optimizer` (the rest of the train
 state), `data` (the iterator's position), `meta` (JSON: arch, num_classes, image_shape, phase,
-density, objective, step, epoch, total_steps).
+density, score_init, objective, step, epoch, total_steps). `checksums.json` has the CRC-32 of every
+file: what Orbax reads from a damaged one is other weights, or an error that names no file.
 """
 
+import contextlib
 import json
+import shutil
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +18,104 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from robustprune_jax.runtime.files import write_atomically
 from robustprune_jax.training.state import TrainState
+
+CHECKSUMS = 'checksums.json'
 
 _policies = ocp.training.preservation_policies
 
 
+class Checkpoints:
+    """The checkpoints of one phase while it trains, as a context manager that waits for saves.
+
+    Keeps the newest, the one before, which stands in where the newest is damaged, and the one with
+    the best metric 'quality'. Raises OSError, in one line, where a checkpoint cannot be saved.
+    """
+
+    def __init__(self, directory: Path | str):
+        self._directory = Path(directory).absolute()
+        policy = _policies.AnyPreservationPolicy(
+            [
+                _policies.LatestN(2),
+                _policies.BestN(
+                    get_metric_fn=_quality, n=1, keep_checkpoints_without_metrics=False
+                ),
+            ]
+        )
+        with _saving(self._directory):
+            self._orbax = ocp.training.Checkpointer(
+                self._directory, preservation_policy=policy, cleanup_tmp_directories=True
+            )
+        self._pending = None
+
+    def __enter__(self) -> 'Checkpoints':
+        return self
+
+    def __exit__(self, *exception) -> None:
+        try:
+            self.wait()
+        finally:
+            with _saving(self._directory):
+                self._orbax.close()
+
+    def save(
+        self, state: TrainState, variables: dict, data: Any, meta: dict, quality: float | None
+    ) -> None:
+        """Saves one step, in the background. `variables` are the state's, with the masks.
+
+        quality: the metric that chooses the best; None where it was not measured.
+        """
+        items = {
+            'variables': variables,
+            'optimizer': _rest(state),
+            'data': _Position(data),
+            'meta': meta,
+        }
+        self.save_items(meta['step'], items, None if quality is None else {'quality': quality})
+
+    def save_items(self, step: int, items: dict[str, Any], metrics: dict | None = None) -> None:
+        """Saves some items as one step, in the background."""
+        self.wait()
+        size = sum(getattr(leaf, 'nbytes', 0) for leaf in jax.tree.leaves(items))
+        with _saving(self._directory):
+            free = shutil.disk_usage(self._directory).free
+            if free < size:  # Orbax would say so in tracebacks of its threads
+                raise OSError(f'{free / 2**20:.1f} MiB are free, {size / 2**20:.1f} needed')
+            # Without force a save is silently skipped while another is in progress.
+            self._pending = self._orbax.save_checkpointables_async(
+                step, items, metrics=metrics, force=True
+            )
+        self._pending.on_complete(lambda _: _seal(self._directory / str(step)))
+
+    def wait(self) -> None:
+        """Returns when the latest save is complete."""
+        pending, self._pending = self._pending, None
+        if pending:
+            with _saving(self._directory):
+                pending.result()
+
+    def restore(self, state: TrainState, data: Any) -> TrainState:
+        """Returns the newest train state, in the shardings of `state`, with `data` moved to its
+        position; `state` as it is where there is no checkpoint."""
+        if not self._orbax.latest:
+            return state
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+            {'variables': state.variables, 'optimizer': _rest(state)},
+        )
+        step = self._orbax.latest.step
+        with _reading(self._directory / str(step)) as folder:
+            # All that was saved has to be named, also the masks, which prune computes from the
+            # scores.
+            abstract['variables'] = {**_abstract_variables(folder), **abstract['variables']}
+            items = self._orbax.load_checkpointables(step, {**abstract, 'data': _Position(data)})
+        variables = {name: items['variables'][name] for name in state.variables}
+        return state.replace(variables=variables, **items['optimizer'])
+
+
 def _quality(metrics):
     return (metrics or {}).get('quality', -1.0)
-
-
-def open_checkpoints(directory: Path | str) -> ocp.training.Checkpointer:
-    """Returns the checkpoints of one phase, as a context manager that waits for pending saves.
-
-    Keeps the newest, and the one with the best metric 'quality'. Retention by best alone would
-    delete the newest, and a preempted job would start over.
-    """
-    policy = _policies.AnyPreservationPolicy(
-        [_policies.LatestN(1), _policies.BestN(get_metric_fn=_quality, n=1)]
-    )
-    return ocp.training.Checkpointer(
-        Path(directory).absolute(), preservation_policy=policy, cleanup_tmp_directories=True
-    )
 
 
 class _Position:
@@ -64,43 +146,6 @@ class _Position:
         return read()
 
 
-def save(
-    checkpoints: ocp.training.Checkpointer,
-    state: TrainState,
-    variables: dict,
-    data: Any,
-    meta: dict,
-    quality: float | None,
-) -> None:
-    """Saves one step, in the background. `variables` are the state's, with the masks.
-
-    quality: the metric that chooses the best; None where it was not measured.
-    """
-    items = {
-        'variables': variables,
-        'optimizer': _rest(state),
-        'data': _Position(data),
-        'meta': meta,
-    }
-    metrics = None if quality is None else {'quality': quality}
-    # Without force a save is silently skipped while another is in progress.
-    checkpoints.save_checkpointables_async(meta['step'], items, metrics=metrics, force=True)
-
-
-def restore(checkpoints: ocp.training.Checkpointer, state: TrainState, data: Any) -> TrainState:
-    """Returns the newest train state, in the shardings of `state`; moves `data` to its position."""
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-        {'variables': state.variables, 'optimizer': _rest(state)},
-    )
-    step = checkpoints.latest.step
-    # All that was saved has to be named, also the masks, which prune computes from the scores.
-    abstract['variables'] = {**_abstract_variables(checkpoints, step), **abstract['variables']}
-    items = checkpoints.load_checkpointables(step, {**abstract, 'data': _Position(data)})
-    variables = {name: items['variables'][name] for name in state.variables}
-    return state.replace(variables=variables, **items['optimizer'])
-
-
 def _rest(state):
     return {
         'step': state.step,
@@ -110,10 +155,90 @@ def _rest(state):
     }
 
 
-def _abstract_variables(checkpoints, step):
+def _abstract_variables(folder):
     # Of this item alone: the metadata of `data` cannot be read, and Orbax complains of it.
-    shapes = ocp.metadata(Path(checkpoints.directory) / str(step), 'variables').metadata
+    shapes = ocp.metadata(folder, 'variables').metadata
     return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+
+
+@contextlib.contextmanager
+def _saving(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:  # a process was lost
+        raise
+    except Exception as error:  # Orbax raises what its threads met: from TensorStore a ValueError
+        reason = str(error).partition('\n')[0]
+        raise OSError(f'cannot save a checkpoint in {directory}: {reason}') from error
+
+
+@contextlib.contextmanager
+def _reading(folder: Path, *items: str) -> Iterator[Path]:
+    """Gives the folder of a checkpoint; raises ValueError where (an item of) it is damaged."""
+    advice = f'move {folder} away, and the checkpoint before it counts'
+    if damaged := _damaged(folder, items):
+        raise ValueError(f'{damaged} is damaged: {advice}')
+    try:
+        yield folder
+    except jax.errors.JaxRuntimeError:  # of the device, not of the file
+        raise
+    except Exception as error:  # damaged files without checksums may raise anything
+        reason = str(error).partition('\n')[0]
+        raise ValueError(f'{folder} cannot be read ({reason:.300}): {advice}') from error
+
+
+def _seal(folder: Path) -> None:
+    """Writes the checksums of a new checkpoint."""
+    if jax.process_index():
+        return
+    with contextlib.suppress(OSError):  # a full disk: the next save says so
+        files = [path for path in sorted(folder.rglob('*')) if path.is_file()]
+        sums = {str(path.relative_to(folder)): zlib.crc32(path.read_bytes()) for path in files}
+        write_atomically(folder / CHECKSUMS, json.dumps(sums, indent=0) + '\n')
+
+
+def _damaged(folder: Path, items: tuple[str, ...] = ()) -> Path | None:
+    """Returns a file, of some items or of all, that is not as it was saved; None if there is none.
+
+    A checkpoint has no checksums when it is of an older version, or its run was killed just then.
+    """
+    path = folder / CHECKSUMS
+    if not path.exists():
+        return None
+    try:
+        sums = json.loads(path.read_text()).items()
+    except (ValueError, AttributeError):
+        return path
+    for name, checksum in sums:
+        file = folder / name
+        if items and name.partition('/')[0] not in items:
+            continue
+        if not file.is_file() or zlib.crc32(file.read_bytes()) != checksum:
+            return file
+    return None
+
+
+def set_damaged_aside(path: Path | str) -> list[str]:
+    """Renames the newest checkpoints of a phase while they are damaged, so that it goes on from
+    the one before them. Returns a sentence on each."""
+    sentences = []
+    for step in reversed(_steps(Path(path) / 'checkpoints')):
+        folder = Path(path) / 'checkpoints' / str(step)
+        damaged = _damaged(folder)
+        if not damaged:
+            break
+        aside = folder.with_name(f'{step}.damaged')
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        sentences.append(f'{damaged} is damaged: the checkpoint before counts, this one is {aside}')
+    return sentences
+
+
+def _steps(directory: Path) -> list[int]:
+    """Returns the steps of the checkpoints in a directory, in order."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(child.name) for child in directory.iterdir() if child.name.isdigit())
 
 
 def locate(path: Path | str) -> Path:
@@ -123,7 +248,7 @@ def locate(path: Path | str) -> Path:
     """
     path = Path(path)
     for directory in (path / 'checkpoints', path):
-        if directory.is_dir() and any(child.name.isdigit() for child in directory.iterdir()):
+        if _steps(directory):
             return directory
     raise FileNotFoundError(
         f'no checkpoint in {path}: expected a folder of a phase, such as RUN/pretrain/checkpoints'
@@ -133,29 +258,31 @@ def locate(path: Path | str) -> Path:
 def load(path: Path | str, which: str | int = 'latest') -> tuple[dict, dict]:
     """Returns (variables, meta) of a saved network, as numpy arrays, on any topology.
 
-    which: 'latest', 'best' or a step. Raises FileNotFoundError when there is no such checkpoint.
+    which: 'latest', 'best' or a step. Raises FileNotFoundError when there is no such checkpoint,
+    ValueError when it is damaged.
     """
-    directory = locate(path)
-    with ocp.training.Checkpointer(directory.absolute()) as checkpoints:
-        saved = {c.step: _quality(c.metrics) for c in checkpoints.checkpoints}
-        if which == 'best':
-            step = max(saved, key=lambda step: (saved[step], step))
-        else:
-            step = max(saved) if which == 'latest' else which
-        if step not in saved:
-            raise FileNotFoundError(f'no step {step} in {directory}: there are {sorted(saved)}')
-        meta = checkpoints.load_checkpointables(step, {'meta': None})['meta']
-        variables = checkpoints.load(
-            step, _abstract_variables(checkpoints, step), checkpointable_name='variables'
-        )
+    directory = locate(path).absolute()
+    steps = _steps(directory)
+    if which == 'best':
+        with ocp.training.Checkpointer(directory) as checkpoints:
+            saved = {c.step: _quality(c.metrics) for c in checkpoints.checkpoints}
+        step = max(saved, key=lambda step: (saved[step], step))
+    else:
+        step = steps[-1] if which == 'latest' else which
+    if step not in steps:
+        raise FileNotFoundError(f'no step {step} in {directory}: there are {steps}')
+    with _reading(directory / str(step), 'variables', 'meta') as folder:
+        meta = ocp.load_checkpointables(folder, {'meta': None})['meta']
+        variables = ocp.load(folder, _abstract_variables(folder), checkpointable_name='variables')
     return variables, meta
 
 
 def load_meta(path: Path | str) -> dict:
-    """Returns the meta item of the latest checkpoint; raises FileNotFoundError without one."""
-    directory = locate(path)
-    with ocp.training.Checkpointer(directory.absolute()) as checkpoints:
-        return checkpoints.load_checkpointables(None, {'meta': None})['meta']
+    """Returns the meta item of the latest checkpoint; raises FileNotFoundError without one,
+    ValueError when it is damaged."""
+    directory = locate(path).absolute()
+    with _reading(directory / str(_steps(directory)[-1]), 'meta') as folder:
+        return ocp.load_checkpointables(folder, {'meta': None})['meta']
 
 
 def is_finished(path: Path | str) -> bool:
@@ -174,5 +301,5 @@ def save_network(directory: Path | str, variables: dict, meta: dict) -> None:
     and density (None before pruning).
     """
     meta = {'step': 0, 'epoch': 0, 'total_steps': 0, **meta}
-    with open_checkpoints(directory) as checkpoints:
-        checkpoints.save_checkpointables(meta['step'], {'variables': variables, 'meta': meta})
+    with Checkpoints(directory) as checkpoints:
+        checkpoints.save_items(meta['step'], {'variables': variables, 'meta': meta})

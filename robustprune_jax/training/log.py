@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from robustprune_jax.runtime.files import read_jsonl, write_atomically
+from robustprune_jax.runtime.files import naming, read_jsonl, write_atomically
 
 
 class PhaseLog:
@@ -28,14 +28,13 @@ class PhaseLog:
         self._shown = {}
         self._mark = (time.monotonic(), 0)
         if self._writes:
-            path = directory / 'metrics.jsonl'
-            kept = [line for line in read_jsonl(path) if line['step'] <= start_step]
-            write_atomically(path, ''.join(json.dumps(line) + '\n' for line in kept))
-            self._file = path.open('a')
+            self._path = directory / 'metrics.jsonl'
+            lines = read_jsonl(self._path, self.tell)
+            kept = [line for line in lines if line.get('step', total_steps) <= start_step]
+            write_atomically(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
+            self._file = self._path.open('a')
             if importlib.util.find_spec('tensorboardX'):
-                from tensorboardX import SummaryWriter
-
-                self._scalars = SummaryWriter(str(directory), purge_step=start_step + 1)
+                self._scalars = _Scalars(directory, start_step)
         self._lines = self._writes and not sys.stderr.isatty()
         self._bar = tqdm(
             desc=name,
@@ -52,7 +51,8 @@ class PhaseLog:
         self._bar.close()
         for sink in (self._file, self._scalars):
             if sink:
-                sink.close()
+                with naming(self._path):
+                    sink.close()
 
     def step(self, images: int) -> None:
         """Counts one step of so many images."""
@@ -64,11 +64,11 @@ class PhaseLog:
         if not self._writes:
             return
         line = {'step': step, 'epoch': round(step / self._steps_per_epoch, 4), **values}
-        self._file.write(json.dumps(line) + '\n')
-        self._file.flush()
-        if self._scalars:
-            for key, value in values.items():
-                self._scalars.add_scalar(key, value, step)
+        with naming(self._path):
+            self._file.write(json.dumps(line) + '\n')
+            self._file.flush()
+            if self._scalars:
+                self._scalars.write(step, values)
         rates = ('learning_rate', 'images_per_second')  # no room for them
         self._shown |= {key: f'{v:.3g}' for key, v in values.items() if key not in rates}
         self._bar.set_postfix(self._shown)
@@ -86,3 +86,33 @@ class PhaseLog:
         now, (then, images) = time.monotonic(), self._mark
         self._mark = (now, 0)
         return images / (now - then)
+
+
+class _Scalars:
+    """A file of TensorBoard's, beside metrics.jsonl, that is written to in this thread.
+
+    SummaryWriter has a thread of its own: where the disk is full it ends, and then a full queue
+    stops the training for ever.
+    """
+
+    def __init__(self, directory: Path, start_step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._events = EventsWriter(str(directory / 'events'))
+        # Makes TensorBoard forget what a killed run wrote of later steps.
+        started = SessionLog(status=SessionLog.START)
+        self._events.write_event(
+            Event(wall_time=time.time(), step=start_step + 1, session_log=started)
+        )
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        summary = Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in values.items()])
+        self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()

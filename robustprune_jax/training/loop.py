@@ -6,114 +6,73 @@ import sys
 import threading
 import zlib
 from contextlib import closing
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen
-from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from robustprune_jax.attacks import cross_entropy
-from robustprune_jax.bounds import margins, verified
 from robustprune_jax.config import objective_name, pseudo_per_batch
-from robustprune_jax.data import Split, Splits
-from robustprune_jax.data.augment import AUGMENTATIONS, to_float
-from robustprune_jax.data.batches import eval_batches, train_batches
-from robustprune_jax.evaluation.predictions import predictions
+from robustprune_jax.data import Splits
+from robustprune_jax.data.augment import AUGMENTATIONS
+from robustprune_jax.data.batches import train_batches
 from robustprune_jax.network import logits_fn, with_masks
-from robustprune_jax.objectives import OBJECTIVES
-from robustprune_jax.pruning.masks import init_scores, snip_scores
+from robustprune_jax.objectives import OBJECTIVES, Objective
 from robustprune_jax.runtime import distributed, sharding
 from robustprune_jax.runtime.registry import lookup
-from robustprune_jax.smoothing import soft_radii
-from robustprune_jax.training import checkpoint
+from robustprune_jax.training.checkpoint import Checkpoints
 from robustprune_jax.training.log import PhaseLog
 from robustprune_jax.training.optim import optimizer, phase_labels, schedule
+from robustprune_jax.training.start import checkpoint_meta, phase_key
 from robustprune_jax.training.state import place
 from robustprune_jax.training.step import create_state, train_step
+from robustprune_jax.training.validation import validate
 
 
-def phase_key(seed: int, phase: str, use: str) -> jax.Array:
-    """Returns the key of one use in one phase: no two of them share random numbers."""
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(f'{phase}/{use}'.encode()))
+class Phase(NamedTuple):
+    """What is to be trained, and how long. One epoch is a pass over the data.
 
-
-def start_variables(
-    config: ConfigDict,
-    phase: str,
-    density: float | None,
-    source: dict,
-    module: linen.Module,
-    splits: Splits,
-) -> dict:
-    """Returns the variables that `phase` starts from, given those of its source.
-
-    prune and lwm take a pretrained network and give it scores (config.prune.score_init,
-    config.lwm.score_init), lwm also the masks that they choose, and its weights 1 / sqrt(density)
-    times as large where config.lwm.rescale says so; finetune takes a pruned network, with its
-    scores and masks.
+    density: the kept fraction, None in pretrain. section: its settings, with epochs as passes;
+    pseudo: how many images of a batch are pseudo-labelled.
     """
-    if phase == 'finetune':
-        return source
-    names = ('params', 'batch_stats', 'unused')
-    variables = {name: source[name] for name in names if name in source}
-    how, key = config[phase].score_init, phase_key(config.seed, phase, 'scores')
-    if how == 'snip':
-        variables['scores'] = _snip(config[phase].batch_size, key, variables, module, splits.train)
-    else:
-        variables['scores'] = init_scores(variables['params'], how, key)
-    if phase == 'prune':
-        return variables
-    if config.lwm.rescale:
-        scale = np.float32(density**-0.5)
-        kernels = flatten_dict(variables['scores'])
-        variables['params'] = unflatten_dict(
-            {
-                path: scale * leaf if path in kernels else leaf
-                for path, leaf in flatten_dict(variables['params']).items()
-            }
-        )
-    return with_masks(variables, density)
+
+    kind: str
+    density: float | None
+    objective: Objective
+    section: ConfigDict
+    pseudo: int
+    steps_per_epoch: int
+    total_steps: int
+
+    @property
+    def name(self) -> str:
+        return self.kind if self.density is None else f'{self.kind} {self.density}'
+
+    @property
+    def mask_density(self) -> float | None:
+        """Of the masks that scores choose anew in every step."""
+        return self.density if self.kind == 'prune' else None
+
+    @property
+    def updates_per_epoch(self) -> int:
+        return self.steps_per_epoch * self.objective.repeats
 
 
-def _snip(batch_size, key, variables, module, train):
-    """SNIP's scores, on one batch of training images."""
-    rows = np.asarray(jax.random.permutation(key, len(train.labels))[:batch_size])
-    batch = next(eval_batches(train.images[rows], train.labels[rows], len(rows)))
+class Due(NamedTuple):
+    """What follows a step."""
 
-    @jax.jit
-    def scores(params, images, labels):
-        def loss(params):
-            # As the original: an untrained network's running statistics are not its images'.
-            logits, _ = module.apply(
-                {**variables, 'params': params}, images, train=True, mutable=['batch_stats']
-            )
-            return jnp.mean(cross_entropy(logits, labels))
-
-        return snip_scores(loss, params)
-
-    return scores(variables['params'], to_float(batch['image']), batch['label'])
-
-
-def meta(config: ConfigDict, phase: str, density: float | None, splits: Splits) -> dict:
-    """Returns what a checkpoint says of its network, but for the steps."""
-    return {
-        'arch': config.arch,
-        'num_classes': config.dataset.num_classes,
-        'image_shape': list(splits.train.images.shape[1:]),
-        'phase': phase,
-        'density': density,
-        'objective': objective_name(config, phase),
-        'seed': config.seed,
-    }
+    logs: bool
+    validates: bool
+    saves: bool
 
 
 def train(
     config: ConfigDict,
-    phase: str,
+    kind: str,
     density: float | None,
     module: linen.Module,
     variables: dict,
@@ -122,150 +81,59 @@ def train(
 ) -> None:
     """Trains `variables` through one phase, into directory/{checkpoints, metrics.jsonl}.
 
-    phase: pretrain, prune, finetune or lwm; density: its kept fraction, None in pretrain. Goes on
+    kind: pretrain, prune, finetune or lwm; density: its kept fraction, None in pretrain. Goes on
     from the latest checkpoint in `directory`, bit for bit as if never interrupted. On SIGTERM to
     one process all save, at the same step, and leave with exit status 0; Ctrl-C does it too, where
     there is one process. Raises FloatingPointError when the loss is not finite: the last good
     checkpoint is kept.
     """
-    name = phase if density is None else f'{phase} {density}'
-    objective = lookup(OBJECTIVES, objective_name(config, phase), 'objective')(config)
-    section = _in_passes(config[phase], objective.repeats)
-    mixed = pseudo_per_batch(config, section.batch_size)
-    steps_per_epoch = math.ceil(len(splits.train.labels) / (section.batch_size - mixed))
-    total_steps = section.epochs * steps_per_epoch
-    mask_density = density if phase == 'prune' else None
-
+    phase, mesh = _phase(config, kind, density, splits), sharding.make_mesh()
     # Imported tensors without a counterpart: carried along for the converter, not to the devices.
     unused = {name: value for name, value in variables.items() if name == 'unused'}
     variables = {name: value for name, value in variables.items() if name != 'unused'}
-    mesh = sharding.make_mesh()
-    labels = phase_labels(variables, phase, config.prune.freeze_bn)
-    updates_per_epoch = steps_per_epoch * objective.repeats
-    tx = optimizer(section, labels, updates_per_epoch)
-    learning_rate = schedule(section, updates_per_epoch)
-    image_shape = splits.train.images.shape[1:]
-    state = create_state(variables, tx, objective, (section.batch_size, *image_shape))
-    state = place(state, mesh)
-    update = train_step(
-        module,
-        objective,
-        tx,
-        lookup(AUGMENTATIONS, config.dataset.augment, 'augmentation'),
-        mesh,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-        ramp_epochs=section.ramp_epochs,
-        density=mask_density,
-        accumulate=config.accumulate,
-        batch_norm=config.batch_norm,
-        compute_dtype=config.compute_dtype,
-        matmul_precision=config.matmul_precision,
-    )
-    data = train_batches(
-        *splits.train,
-        batch_size=section.batch_size,
-        seed=zlib.crc32(f'{config.seed}/{phase}'.encode()),
-        process=(jax.process_index(), jax.process_count()),
-        workers=config.workers,
-        pseudo=splits.pseudo,
-        pseudo_count=mixed,
-    )
-    key, validation_key = (phase_key(config.seed, phase, use) for use in ('step', 'validation'))
-    about = {**meta(config, phase, density, splits), 'total_steps': total_steps}
+    state, update = _prepare(config, phase, module, variables, splits.train.images.shape[1:], mesh)
+    key, validation_key = (phase_key(config.seed, kind, use) for use in ('step', 'validation'))
+    learning_rate = schedule(phase.section, phase.updates_per_epoch)
+    about = {**checkpoint_meta(config, kind, density, splits), 'total_steps': phase.total_steps}
+    data = _batches(config, phase, splits)
 
-    with closing(data), checkpoint.open_checkpoints(directory / 'checkpoints') as checkpoints:
-        if checkpoints.latest:
-            state = checkpoint.restore(checkpoints, state, data)
+    with closing(data), Checkpoints(directory / 'checkpoints') as checkpoints:
+        state = checkpoints.restore(state, data)
         start = saved = int(state.step)
         pending = []
-
-        def gathered_metrics(step):
-            """Averages since the last call: the only wait for the device between validations."""
-            gathered, first_nan = jax.device_get((pending, state.first_nan))
-            pending.clear()
-            if first_nan >= 0:
-                raise FloatingPointError(
-                    f'{name}: the loss is not finite at step {first_nan}; the checkpoint of step '
-                    f'{saved} is kept in {directory}. A lower learning rate may help.'
-                )
-            means = {k: float(np.mean([m[k] for m in gathered])) for k in gathered[0]}
-            rates = {
-                'learning_rate': float(learning_rate(step * objective.repeats - 1)),
-                'images_per_second': round(log.images_per_second(), 1),
-            }
-            return {**means, **rates}
-
-        def validate():
-            network = logits_fn(module, with_masks(state.variables, mask_density))
-
-            def is_right(attack, key, batch):
-                images, labels = batch['image'], batch['label']
-                return predictions(network, key, images, labels, attack) == labels
-
-            def is_verified(key, batch):
-                lower = margins(
-                    network, to_float(batch['image']), batch['label'], **objective.certificate
-                )
-                return verified(lower)
-
-            def radii(key, batch):
-                images, labels = to_float(batch['image']), batch['label']
-                return soft_radii(network, key, images, labels, **objective.smoothing)
-
-            measures = {'validation_accuracy': partial(is_right, None)}
-            if objective.attack:
-                measures['validation_robust_accuracy'] = partial(is_right, objective.attack)
-            if objective.certificate:
-                measures['validation_verified_accuracy'] = is_verified
-            if objective.smoothing:
-                measures['validation_radius'] = radii
-            return {
-                metric: _mean(
-                    measure, validation_key, mesh, splits.validation, config.evaluate.batch_size
-                )
-                for metric, measure in measures.items()
-            }
-
         with (
             _StopRequest() as stop,
-            PhaseLog(directory, name, start, total_steps, steps_per_epoch) as log,
+            PhaseLog(directory, phase.name, start, phase.total_steps, phase.steps_per_epoch) as log,
         ):
-            for step in range(start + 1, total_steps + 1):
-                batch = sharding.shard_batch(mesh, next(data))
-                state, metrics = update(state, batch, key)
+            for step in range(start + 1, phase.total_steps + 1):
+                state, metrics = update(state, sharding.shard_batch(mesh, next(data)), key)
                 pending.append(metrics)
-                log.step(section.batch_size)
+                log.step(phase.section.batch_size)
 
-                epoch, within_epoch = divmod(step, steps_per_epoch)
-                ends_epoch, last = within_epoch == 0, step == total_steps
+                due, quality = _due(config, phase, step), None
                 stops = stop.requested or distributed.preempted()
-                validates = ends_epoch and (last or epoch % config.validate_every == 0)
-                saves = ends_epoch and (last or epoch % config.checkpoint_every == 0)
-                if ends_epoch or stops or step % config.log_every == 0:
-                    values = gathered_metrics(step)
-                    quality = None
-                    if validates and len(splits.validation.labels):
-                        validation = validate()
-                        quality = list(validation.values())[-1]  # the harder one
-                        guesses = (
-                            validation['validation_accuracy'] < 1.2 / config.dataset.num_classes
-                        )
-                        if phase == 'pretrain' and last and guesses:
-                            log.tell(
-                                'the network does no better than guessing: a lower '
-                                'config.pretrain.learning_rate or more epochs may help.'
-                            )
-                        values |= validation
-                        log.images_per_second()  # validation's time is not training's
+                if due.logs or stops:
+                    values = _averages(phase, pending, state.first_nan, saved, directory)
+                    pending.clear()
+                    last_update = step * phase.objective.repeats - 1
+                    values['learning_rate'] = float(learning_rate(last_update))
+                    values['images_per_second'] = round(log.images_per_second(), 1)
+                if due.validates and len(splits.validation.labels):
+                    network = logits_fn(module, with_masks(state.variables, phase.mask_density))
+                    found = validate(config, phase.objective, network, validation_key, splits, mesh)
+                    values |= found
+                    quality = list(found.values())[-1]
+                    log.images_per_second()  # validation's time is not training's
+                    if kind == 'pretrain' and step == phase.total_steps:
+                        _tell_of_guesses(log, found, config.dataset.num_classes)
+                if due.logs or stops:
                     log.write(step, **values)
-                if saves or stops:
-                    checkpoint.save(
-                        checkpoints,
+                if due.saves or stops:
+                    checkpoints.save(
                         state,
-                        {**with_masks(state.variables, mask_density), **unused},
+                        {**with_masks(state.variables, phase.mask_density), **unused},
                         data,
-                        {**about, 'step': step, 'epoch': epoch},
+                        {**about, 'step': step, 'epoch': step // phase.steps_per_epoch},
                         quality,
                     )
                     saved = step
@@ -275,24 +143,81 @@ def train(
                     sys.exit(0)
 
 
-def _in_passes(section, repeats):
-    """A phase's settings with its epochs as passes over the data, `repeats` updates on a batch."""
-    section = section.copy_and_resolve_references()
-    section.epochs = math.ceil(section.epochs / repeats)
-    section.warmup_epochs /= repeats
-    section.ramp_epochs /= repeats
-    return section
+def _averages(phase: Phase, pending, first_nan, saved: int, directory: Path) -> dict[str, float]:
+    """The metrics' means over some steps: the only wait for the device between validations."""
+    gathered, first_nan = jax.device_get((pending, first_nan))
+    if first_nan >= 0:
+        raise FloatingPointError(
+            f'{phase.name}: the loss is not finite at step {first_nan + 1}; the checkpoint of step '
+            f'{saved} is kept in {directory}. A lower learning rate may help.'
+        )
+    return {name: float(np.mean([metrics[name] for metrics in gathered])) for name in gathered[0]}
 
 
-def _mean(measure, key, mesh, split: Split, batch_size):
-    """The mean over a split of measure(key, batch) -> [B], with a key for each batch."""
-    total = 0.0
-    for number, batch in enumerate(eval_batches(*split, batch_size)):
-        batch_key = jax.random.fold_in(key, number)
-        values = measure(batch_key, sharding.put(batch, sharding.sharded(mesh)))
-        values = distributed.gather(values)
-        total += np.sum(values[batch['mask']])
-    return float(total / len(split.labels))
+def _phase(config, kind, density, splits) -> Phase:
+    objective = lookup(OBJECTIVES, objective_name(config, kind), 'objective')(config)
+    section = config[kind].copy_and_resolve_references()
+    section.epochs = math.ceil(section.epochs / objective.repeats)
+    section.warmup_epochs /= objective.repeats
+    section.ramp_epochs /= objective.repeats
+    pseudo = pseudo_per_batch(config, section.batch_size)
+    steps_per_epoch = math.ceil(len(splits.train.labels) / (section.batch_size - pseudo))
+    total_steps = section.epochs * steps_per_epoch
+    return Phase(kind, density, objective, section, pseudo, steps_per_epoch, total_steps)
+
+
+def _prepare(config, phase: Phase, module, variables, image_shape, mesh: Mesh):
+    """The first state, on the devices, and the compiled step."""
+    labels = phase_labels(variables, phase.kind, config.prune.freeze_bn)
+    tx = optimizer(phase.section, labels, phase.updates_per_epoch)
+    batch_shape = (phase.section.batch_size, *image_shape)
+    state = place(create_state(variables, tx, phase.objective, batch_shape), mesh)
+    update = train_step(
+        module,
+        phase.objective,
+        tx,
+        lookup(AUGMENTATIONS, config.dataset.augment, 'augmentation'),
+        mesh,
+        steps_per_epoch=phase.steps_per_epoch,
+        total_steps=phase.total_steps,
+        ramp_epochs=phase.section.ramp_epochs,
+        density=phase.mask_density,
+        accumulate=config.accumulate,
+        batch_norm=config.batch_norm,
+        compute_dtype=config.compute_dtype,
+        matmul_precision=config.matmul_precision,
+    )
+    return state, update
+
+
+def _batches(config, phase: Phase, splits) -> grain.DatasetIterator:
+    return train_batches(
+        *splits.train,
+        batch_size=phase.section.batch_size,
+        seed=zlib.crc32(f'{config.seed}/{phase.kind}'.encode()),
+        process=(jax.process_index(), jax.process_count()),
+        workers=config.workers,
+        pseudo=splits.pseudo,
+        pseudo_count=phase.pseudo,
+    )
+
+
+def _due(config, phase: Phase, step: int) -> Due:
+    epoch, within_epoch = divmod(step, phase.steps_per_epoch)
+    ends_epoch, last = within_epoch == 0, step == phase.total_steps
+    return Due(
+        logs=ends_epoch or step % config.log_every == 0,
+        validates=ends_epoch and (last or epoch % config.validate_every == 0),
+        saves=ends_epoch and (last or epoch % config.checkpoint_every == 0),
+    )
+
+
+def _tell_of_guesses(log, validation, num_classes):
+    if validation['validation_accuracy'] < 1.2 / num_classes:
+        log.tell(
+            'the network does no better than guessing: a lower config.pretrain.learning_rate or '
+            'more epochs may help.'
+        )
 
 
 class _StopRequest:

@@ -22,7 +22,8 @@ from robustprune_jax.report.figures.style import (
 
 def by_compression(experiment: Experiment) -> Drawn | None:
     """Accuracy of learned and LWM networks against the compression ratio, from the pretrained
-    network on, a panel for each column of the table; None for fewer than two densities."""
+    network on, a panel for each column of the table that is not all 0; None where there is none,
+    or fewer than two densities."""
     density_of = {n['name']: n.get('density') for x in experiment.results for n in x['networks']}
     lines = {
         kind: sorted(
@@ -33,9 +34,9 @@ def by_compression(experiment: Experiment) -> Drawn | None:
         for kind in ('lwm', 'hydra')
     }
     ratios = sorted({ratio for points in lines.values() for ratio, _ in points})
-    if len(ratios) < 2:
-        return None
     shown = [c for c in columns(experiment.results) if above_zero(c)]
+    if len(ratios) < 2 or not shown:
+        return None
     ticks = [1, *ratios]
     figure, axes = grid(len(shown), across=3, height=2.9)
     for axis, column in zip(axes, shown, strict=True):

@@ -67,8 +67,7 @@ def curves(experiment: Experiment) -> Drawn | None:
 
 
 def _series(lines: list[dict], key: str, scale: float) -> tuple[list, list]:
-    """Returns epochs and values of the lines that have both."""
-    points = [
-        (x['epoch'], scale * x[key]) for x in lines if None not in (x.get('epoch'), x.get(key))
-    ]
-    return [x for x, _ in points], [y for _, y in points]
+    """Returns epochs and values of the lines that have both, as numbers."""
+    pairs = [(line.get('epoch'), line.get(key)) for line in lines]
+    points = [pair for pair in pairs if all(isinstance(value, int | float) for value in pair)]
+    return [epoch for epoch, _ in points], [scale * value for _, value in points]
