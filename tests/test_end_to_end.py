@@ -157,12 +157,16 @@ def wait_for(path, process, timeout=300):
 def test_killed_and_stopped_runs_end_with_the_same_weights(finished, tiny_config, tmp_path):
     config = tiny_config()
     workdir = tmp_path / 'killed'
-    for part, number in (('pretrain', signal.SIGTERM), ('density_0.5/prune', signal.SIGINT)):
+    twice, once = (signal.SIGTERM, signal.SIGTERM), (signal.SIGINT,)
+    for part, signals in (('pretrain', twice), ('density_0.5/prune', once)):
         process = launch(config, workdir)
         wait_for(workdir / part, process)
-        process.send_signal(number)
+        for number in signals:
+            process.send_signal(number)
         output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
+        # The second one ends the run at once, if it comes while the first is worked on.
+        assert process.returncode == 0 or signals is twice, output
+        assert 'Traceback' not in output
         assert not checkpoint.is_finished(workdir / part)
         assert 'the same command goes on' in output
         assert not (workdir / 'lock').exists()

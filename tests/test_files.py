@@ -4,10 +4,11 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from robustprune_jax.files import locked, read_jsonl
+from robustprune_jax.files import locked, naming, read_jsonl
 
 
 def test_a_folder_is_locked_until_the_run_ends_however_it_does(tmp_path):
@@ -40,3 +41,14 @@ def test_damaged_lines_are_told_of_and_the_others_kept(tmp_path):
     path.write_bytes(b'{"step": 1}\n[]\n{"st\xff": 2}\n{"step": 3}\n{"st')
     assert read_jsonl(path, told.append) == [{'step': 1}, {'step': 3}]
     assert told == ['log.jsonl: left out what is damaged, line 2 and 1 more']
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='no /dev/full here')
+def test_a_full_disk_names_the_file_that_it_had_no_room_for():
+    log = Path('run/pretrain/metrics.jsonl')
+    with (
+        pytest.raises(OSError, match=f"No space left on device: '{log}'"),
+        naming(log),
+        open('/dev/full', 'w') as file,
+    ):
+        file.write('{}')
