@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
         jax.config.update('jax_compilation_cache_dir', str(cache / 'robustprune_jax' / 'xla'))
-    # Else a lock would stay behind. Training takes it over, and so does jax for several processes.
+    # As Ctrl-C, so that the workdir is unlocked; training, and jax among several, do more with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if distributed.found() if DISTRIBUTED.value is None else DISTRIBUTED.value:

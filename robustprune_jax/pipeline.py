@@ -250,7 +250,8 @@ def _read_result(config, workdir) -> dict:
     """result.json so far, or a new one."""
     path, old = workdir / 'result.json', {'seconds': 0.0, 'networks': []}
     try:
-        old |= json.loads(path.read_text()) if path.exists() else {}
+        if path.exists():
+            old = {**old, **json.loads(path.read_text())}
         networks = {network['name']: network for network in old['networks']}
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(

@@ -208,6 +208,14 @@ def test_verification_goes_on_where_it_was_interrupted(certified_run, tmp_path):
     with pytest.raises(ValueError, match='after: '):
         pipeline.run(other, workdir)
 
+    # Another attack chooses other images for the second method.
+    other = copy.deepcopy(config)
+    other.evaluate.pgd.steps += 1
+    for attacked in workdir.glob('examples/*.pgd.jsonl'):
+        attacked.unlink()
+    with pytest.raises(ValueError, match=r'pgd\.steps: '):
+        pipeline.run(other, workdir)
+
 
 def test_an_unsound_record_is_not_reported(certified_run, tmp_path):
     config, finished, _ = certified_run

@@ -158,17 +158,24 @@ def wait_for(path, process, timeout=300):
 def test_killed_and_stopped_runs_end_with_the_same_weights(finished, tiny_config, tmp_path):
     config = tiny_config()
     workdir = tmp_path / 'killed'
-    for part, number in (('pretrain', signal.SIGTERM), ('density_0.5/prune', signal.SIGINT)):
+    twice, once = (signal.SIGTERM, signal.SIGTERM), (signal.SIGINT,)
+    for part, signals in (('pretrain', twice), ('density_0.5/prune', once)):
         process = launch(config, workdir)
         wait_for(workdir / part, process)
-        process.send_signal(number)
+        for number in signals:
+            process.send_signal(number)
         output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
+        # The second one ends the run at once, if it comes while the first is worked on.
+        assert process.returncode == 0 or signals is twice, output
+        assert 'Traceback' not in output
         assert not checkpoint.is_finished(workdir / part)
         assert 'the same command goes on' in output
+        assert not (workdir / 'lock').exists()
 
     process = launch(config, workdir)
     wait_for(workdir / 'density_0.5/finetune', process)
+    with pytest.raises(ValueError, match=f'in use by process {process.pid}'):
+        pipeline.run(config, workdir)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert not checkpoint.is_finished(workdir / 'density_0.5/finetune')
@@ -226,6 +233,12 @@ def test_an_interrupted_evaluation_goes_on(finished, tiny_config, tmp_path):
     pipeline.run(tiny_config(), copy)
     assert path.read_text() == whole
 
+    # Damaged lines, in another order: what they held is computed again, and joined by its index.
+    path.write_text(''.join([lines[0], *lines[:0:-1], '[]\n']).replace(lines[3], '{"ind\n'))
+    pipeline.run(tiny_config(), copy)
+    assert sorted(path.read_text().splitlines(keepends=True)) == sorted(lines)
+    shutil.copy(finished[0] / 'examples/hydra_0.5.pgd.jsonl', path)
+
     config = tiny_config()
     config.evaluate.pgd.steps = 4
     with pytest.raises(ValueError, match='steps: 3, 4'):
@@ -251,8 +264,11 @@ def test_divergence_stops_and_keeps_what_is_saved(finished, tiny_config, tmp_pat
     config.phases = 'lwm'
     config.densities = (0.5,)
     config.lwm.update(learning_rate=1e25, warmup_epochs=1.0)
-    with pytest.raises(FloatingPointError, match=r'lwm 0.5: the loss is not finite at step \d+'):
+    config.log_every = 1
+    with pytest.raises(FloatingPointError, match=r'lwm 0.5: the loss is not finite') as error:
         pipeline.run(config, tmp_path)
+    logged = read_jsonl(tmp_path / 'density_0.5/lwm/metrics.jsonl')  # steps as the log counts them
+    assert f'at step {len(logged) + 1};' in str(error.value)
     saved = weights(tmp_path / 'density_0.5/lwm') if list(tmp_path.glob('*/lwm/*/*')) else {}
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved))
 
@@ -307,7 +323,7 @@ def test_errors_before_training(finished, tiny_config, tmp_path, change, message
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         pipeline.run(config, tmp_path)
     assert '\n' not in str(error.value)
-    assert not [path for path in tmp_path.iterdir() if path.name != 'config.json']
+    assert not list(tmp_path.iterdir())  # so that the corrected command is not refused
 
 
 def test_another_experiments_workdir_is_refused(finished, tiny_config):
@@ -345,6 +361,56 @@ def test_a_sparse_network_is_trained_from_scratch(tiny_config, tmp_path):
     magnitudes = np.abs(drawn['params']['conv1']['kernel'])
     kept = sparse['masks']['conv1']['kernel'].astype(bool)
     assert magnitudes[kept].min() < magnitudes[~kept].max()  # not the largest
+    config.phases, config.source = 'evaluate', str(tmp_path / 'density_0.25/lwm')
+    (network,) = pipeline.run(config, tmp_path / 'evaluated')['networks']
+    assert network['name'] == 'snip_0.25'
     page = (tmp_path / 'report/index.html').read_text()
     assert 'SNIP' in page
     assert 'no training curves' not in page  # nothing is missing: it was not trained
+
+
+def test_a_damaged_checkpoint_is_made_again_from_the_one_before(
+    finished, tiny_config, tmp_path, capsys
+):
+    copy = shutil.copytree(finished[0], tmp_path / 'copy')
+    newest = copy / 'density_0.5/lwm/checkpoints/12'
+    file = max((newest / 'variables').rglob('*'), key=lambda path: path.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-100] + bytes(100))
+    config = tiny_config()
+    config.phases = 'lwm'
+    pipeline.run(config, copy)
+    out = capsys.readouterr().out
+    assert f'{file} is damaged' in out and 'lwm 0.5  step 12/12' in out and 'step 9/' not in out
+    assert_same(weights(copy / 'density_0.5/lwm'), weights(finished[0] / 'density_0.5/lwm'))
+
+
+@pytest.mark.parametrize(
+    ('name', 'content'),
+    [
+        ('config.json', '{"arch": "mnist_mo'),
+        ('config.json', '{}'),
+        ('config.json', '[1]'),
+        ('config.json', '{"pretrain": 5}'),
+        ('result.json', ''),
+        ('result.json', '[]'),
+        ('result.json', '{"networks": [3]}'),
+    ],
+)
+def test_a_damaged_file_of_the_run_is_named_before_training(tiny_config, tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=f'{name} is damaged .*: move it away') as error:
+        pipeline.run(tiny_config(), tmp_path)
+    assert '\n' not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_densities_that_print_alike_are_trained_apart(finished, tiny_config, tmp_path):
+    config = tiny_config()
+    config.phases, config.densities = 'lwm', (1 / 3, 0.333333)
+    config.source = str(finished[0] / 'pretrain')
+    config.lwm.epochs = 1
+    pipeline.run(config, tmp_path)
+    parts = sorted(path.name for path in tmp_path.glob('density_*'))
+    assert parts == ['density_0.333333', 'density_0.3333333333333333']
+    kept = [checkpoint.load_meta(tmp_path / part / 'lwm')['density'] for part in parts]
+    assert kept == [0.333333, 1 / 3]

@@ -218,6 +218,22 @@ def test_what_one_process_finds_wrong_ends_all(small_config, tmp_path):
         assert 'run' in output and 'error: ' in output and 'Traceback' not in output
 
 
+def test_any_error_of_one_process_ends_all():
+    program = (
+        'from robustprune_jax import distributed\n'
+        'import jax\n'
+        'distributed.start(60)\n'
+        'try:\n'
+        '    with distributed.together():\n'
+        '        {}["a name"] if jax.process_index() else None\n'
+        'except Exception as error:\n'
+        '    distributed.fail(f"{type(error).__name__}: {error}")\n'
+    )
+    (_, first), (_, second) = outputs(start([['-c', program]] * 2, 1), timeout=60)
+    assert "ValueError: process 1: 'a name'" in first
+    assert "KeyError: 'a name'" in second
+
+
 def test_a_process_that_never_joins_ends_the_wait(small_config, tmp_path):
     command = ['main.py', f'--workdir={tmp_path}', *small_config, '--join_timeout=5']
     first, second = start([command] * 2, 1)

@@ -192,14 +192,15 @@ def test_reading_leaves_out_a_cut_line_and_what_is_no_kernel(workdir):
 def test_missing_parts_are_named(workdir):
     (workdir / 'density_0.1' / 'lwm' / 'metrics.jsonl').unlink()
     (workdir / 'density_0.05' / 'prune' / 'metrics.jsonl').write_text('{"st')
-    (workdir / 'density_0.1' / 'prune' / 'metrics.jsonl').write_text('no JSON\n')
+    metrics = workdir / 'density_0.1' / 'prune' / 'metrics.jsonl'
+    metrics.write_text('no JSON\n[]\n{"step": 1, "epoch": "x", "loss": 1}\n' + metrics.read_text())
     (workdir / 'export' / 'lwm_0.05.pth.tar').unlink()
     (workdir / 'export' / 'hydra_0.1.pth.tar').write_bytes(b'PK no zip')
     page = report.write(workdir).read_text()
     for text in (
         'density_0.1/lwm/metrics.jsonl: no lines',
         'density_0.05/prune/metrics.jsonl: no lines',
-        'density_0.1/prune/metrics.jsonl: not a log',
+        'density_0.1/prune/metrics.jsonl: left out what is damaged, line 1 and 1 more',
         'export/lwm_0.05.pth.tar: not there',
         'export/hydra_0.1.pth.tar: not an exported network',
     ):
@@ -249,6 +250,36 @@ def test_networks_of_other_shapes_are_not_compared(workdir):
     other = {'state_dict': {'layer0.weight': np.ones((2, 2), np.float32)}}
     save_pth(workdir / 'export' / 'pretrain.pth.tar', other)
     assert '<h3>Which weights' not in report.write(workdir).read_text()
+
+
+@pytest.mark.parametrize(
+    ('content', 'note'),
+    [
+        ({'state_dict': 5}, 'not an exported network'),
+        ([1], 'not an exported network'),
+        ({'state_dict': {'layer0.weight': 3}}, 'not an exported network'),
+        (
+            {'state_dict': {'layer0.weight': np.full((2, 2), np.nan)}},
+            'empty or not finite in layer0',
+        ),
+        ({'state_dict': {'layer0.weight': np.ones((0, 2))}}, 'empty or not finite in layer0'),
+    ],
+)
+def test_a_damaged_export_is_left_out_of_the_figures(workdir, content, note):
+    save_pth(workdir / 'export' / 'pretrain.pth.tar', content)
+    run = read(workdir)
+    assert any(x.startswith(f'export/pretrain.pth.tar: {note}') for x in run.notes)
+    assert list(run.weights) == ['hydra_0.05', 'lwm_0.05', 'lwm_0.1', 'hydra_0.1']
+
+
+def test_networks_that_get_nothing_right_are_reported(workdir):
+    result = a_result()
+    for entry in result['networks']:
+        entry['clean_accuracy'] = entry['robust']['pgd']['accuracy'] = 0.0
+    (workdir / 'result.json').write_text(json.dumps(result))
+    shutil.rmtree(workdir / 'export')
+    page = report.write(workdir).read_text()
+    assert '<td>0.0</td>' in page and 'Accuracy against compression' not in page
 
 
 def test_no_run(tmp_path):

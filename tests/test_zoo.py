@@ -36,6 +36,14 @@ def test_the_card_of_an_export(finished):
         assert card['config']['arch'] == card['architecture'] == result['arch']
 
 
+def test_the_card_says_that_pseudo_labels_were_trained_on(finished, tiny_config):
+    config = tiny_config()
+    entry = finished[1]['networks'][0]
+    assert not zoo.card(config, entry)['additional_data']
+    config.dataset.pseudo_labelled = 'pseudo.npz'
+    assert zoo.card(config, entry)['additional_data']
+
+
 @pytest.mark.parametrize('name', zoo.cards())
 def test_a_network_of_the_zoo_is_what_its_card_says(name):
     card = zoo.cards()[name]
