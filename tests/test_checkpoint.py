@@ -6,7 +6,7 @@ import resource
 import numpy as np
 import pytest
 
-from robustprune_jax import checkpoint
+from robustprune_jax.training import checkpoint
 
 META = {'arch': 'mnist_model', 'phase': 'pretrain', 'density': None}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from robustprune_jax.files import locked, naming, read_jsonl
+from robustprune_jax.runtime.files import locked, naming, read_jsonl
 
 
 def test_a_folder_is_locked_until_the_run_ends_however_it_does(tmp_path):

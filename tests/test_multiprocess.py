@@ -220,7 +220,7 @@ def test_what_one_process_finds_wrong_ends_all(small_config, tmp_path):
 
 def test_any_error_of_one_process_ends_all():
     program = (
-        'from robustprune_jax import distributed\n'
+        'from robustprune_jax.runtime import distributed\n'
         'import jax\n'
         'distributed.start(60)\n'
         'try:\n'

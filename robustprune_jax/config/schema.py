@@ -12,7 +12,6 @@ import ast
 import json
 from collections.abc import Callable
 
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from robustprune_jax.runtime.registry import lookup
@@ -250,9 +249,13 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(',') if name.strip()]
 
 
-def fields(config: ConfigDict) -> dict:
+def fields(config: ConfigDict, prefix: str = '') -> dict:
     """Returns every field's value by its whole name, such as 'prune.epochs'."""
-    return flatten_dict(config.to_dict(), sep='.')
+    found = {}
+    for name, value in config.items():
+        whole = f'{prefix}{name}'
+        found |= fields(value, f'{whole}.') if isinstance(value, ConfigDict) else {whole: value}
+    return found
 
 
 def pseudo_per_batch(config: ConfigDict, batch_size: int) -> int:
