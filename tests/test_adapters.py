@@ -94,7 +94,7 @@ def test_adversarial_images_are_saved_for_other_tools(saved, source, tmp_path, c
     [
         ('--out adversarial.pt', 'expected a name that ends in .npz'),
         ('--attacks pgd', "unknown attack 'pgd'"),
-        ('--eps 8', 'eps is 8.0: expected above 0 and at most 1'),
+        ('--eps 8', 'eps is 8.0: expected a radius from 0 to 1 in linf'),
         ('--checkpoint nowhere', "unknown network, neither a file nor in the zoo 'nowhere'"),
     ],
 )

@@ -232,8 +232,12 @@ def test_an_unsound_record_is_not_reported(certified_run, tmp_path):
 @pytest.mark.parametrize(
     'field, value, message',
     [
-        ('evaluate.certified.methods', 'ibp,crwn', "unknown method of bounds 'crwn'"),
-        ('certified.ramp', 'smooth', "unknown ramp 'smooth'"),
+        (
+            'evaluate.certified.methods',
+            'ibp,crwn',
+            "certified.methods 'crwn': did you mean 'crown'",
+        ),
+        ('certified.ramp', 'smooth', "unknown config.certified.ramp 'smooth'"),
         ('certified.eps', 1.5, 'config.certified.eps is 1.5'),
         ('pretrain.ramp_epochs', 99.0, 'config.pretrain.ramp_epochs is 99.0'),
         ('crown_ibp.final_beta', 2.0, 'config.crown_ibp.final_beta is 2.0'),
