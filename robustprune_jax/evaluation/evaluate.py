@@ -1,31 +1,65 @@
 """Accuracy on held-out images, clean, attacked and certified, recorded example by example."""
 
-import json
-import os
-import sys
 import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen
+from jax.sharding import Mesh
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from robustprune_jax import attacks, smoothing
 from robustprune_jax.bounds import margins
 from robustprune_jax.config import certificates
 from robustprune_jax.data import Split
 from robustprune_jax.data.augment import to_float
-from robustprune_jax.data.batches import eval_batches
 from robustprune_jax.evaluation.predictions import predictions
+from robustprune_jax.evaluation.records import recorded
 from robustprune_jax.network import logits_fn
 from robustprune_jax.pruning.masks import sparsity
 from robustprune_jax.runtime import distributed, sharding
-from robustprune_jax.runtime.files import differences, naming, read_jsonl, write_atomically
+
+
+class Subject(NamedTuple):
+    """A network under evaluation: on the host and, once for all batches, on the devices; `header`
+    and `folder` are of its per-example files."""
+
+    name: str
+    network: Partial
+    placed: Partial
+    mesh: Mesh
+    key: jax.Array
+    test: Split
+    header: dict
+    folder: Path
+
+    @property
+    def count(self) -> int:
+        return len(self.test.labels)
+
+    def record(
+        self,
+        evaluation: str,
+        settings: dict,
+        measure: Callable,
+        at_once: int | None = None,
+        wanted: np.ndarray | None = None,
+    ) -> list[dict]:
+        """Returns the lines of an evaluation for the wanted images, by default all."""
+        return recorded(
+            self.folder / f'{self.name}.{evaluation}.jsonl',
+            {**self.header, **settings},
+            measure,
+            self.test,
+            np.arange(self.count) if wanted is None else wanted,
+            at_once or self.header['batch_size'],
+        )
 
 
 def evaluate(
@@ -48,89 +82,79 @@ def evaluate(
     Smoothing certifies the first config.evaluate.smooth.examples images: a line has the smoothed
     classifier's prediction, -1 where it abstains, and the radius.
     """
-    settings = config.evaluate
-    count = min(settings.examples or len(test.labels), len(test.labels))
-    test = Split(test.images[:count], test.labels[:count])
-    network = logits_fn(module, variables)
-    fingerprint = 0
-    for leaf in jax.tree.leaves(network):
-        fingerprint = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), fingerprint)
-    header = {
-        'network': name,
-        'fingerprint': f'{fingerprint:08x}',
-        'dataset': config.dataset.name,
-        'seed': config.seed,
-        'batch_size': settings.batch_size,
-    }
-    key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(b'evaluate'))
-    mesh = sharding.make_mesh()
-    placed = sharding.put(network, sharding.replicated(mesh))  # once, not with every batch
-
-    def record(evaluation, evaluation_settings, measure, wanted, at_once=settings.batch_size):
-        path = workdir / 'examples' / f'{name}.{evaluation}.jsonl'
-        return _recorded(path, {**header, **evaluation_settings}, measure, test, wanted, at_once)
-
-    def is_right(evaluation, attack):
-        def predict(batch, first):
-            batch = sharding.put(batch, sharding.sharded(mesh))
-            batch_key = jax.random.fold_in(key, first)
-            found = predictions(placed, batch_key, batch['image'], batch['label'], attack)
-            return {'prediction': found}
-
-        lines = record(evaluation, attack or {}, predict, np.arange(count))
-        return np.array([line['label'] == line['prediction'] for line in lines])
-
-    pgd = dict(settings.pgd)
-    clean, attacked = is_right('clean', None), is_right('pgd', pgd)
-    stands = clean & attacked
-    robust = {'pgd': {'accuracy': float(attacked.mean()), 'examples': count, **pgd}}
-    methods, ball = certificates(config), {'eps': pgd['eps'], 'norm': pgd['norm']}
-    broken = ~stands
+    settings, pgd = config.evaluate, dict(config.evaluate.pgd)
+    subject = _subject(config, name, logits_fn(module, variables), test, workdir / 'examples')
+    clean = _is_right(subject, 'clean', None)
+    attacked = _is_right(subject, 'pgd', pgd)
+    broken = ~(clean & attacked)
+    accuracy = float(attacked.mean())
+    robust = {'pgd': {'accuracy': accuracy, 'examples': subject.count, **pgd}}
     if settings.attack == 'standard':
-        # More images than slots, so that few slots stay empty while the last images are attacked.
-        size = settings.batch_size
-        broken_by = partial(_broken_by, network, key, ball, size)
-        lines = record('standard', ball, broken_by, np.arange(count), 4 * size)
-        after = attacks.accuracy_after(np.array([line['broken_by'] for line in lines]))
-        robust['standard'] = {
-            'accuracy': min(after.values()),
-            'examples': count,
-            **ball,
-            'after': after,
-        }
-        broken |= np.array([line['broken_by'] != '' for line in lines])
-    verified = np.zeros(count, bool)
-    for i, method in enumerate(methods):
-        bound = partial(
-            _least_margin, placed, mesh, methods[: i + 1], ball, settings.certified.memory_gb
-        )
-        wanted = np.flatnonzero(stands & ~verified) if i else np.arange(count)
-        before = {'after': methods[:i], 'pgd': pgd} if i else {'after': []}  # what chose `wanted`
-        lines = record(method, {**ball, **before}, bound, wanted)
-        verified[[line['index'] for line in lines if line['margin'] > 0]] = True
-        robust[method] = {'accuracy': float(verified.mean()), 'examples': count, **ball}
-    if methods:
-        fooled = np.flatnonzero(verified & broken)
-        if len(fooled):
-            raise AssertionError(
-                f'{name}: test images {fooled[:5].tolist()} are verified and misclassified under '
-                'attack: a bound is not sound; please report it'
-            )
-        robust[methods[-1]] |= {
-            'attacked': float(np.mean(~stands)),
-            'undecided': float(np.mean(stands & ~verified)),
-        }
+        robust['standard'], broken_by_ensemble = _under_ensemble(subject, pgd)
+        broken = broken | broken_by_ensemble
+    if methods := certificates(config):
+        memory_gb = settings.certified.memory_gb
+        robust |= _proved(subject, methods, pgd, memory_gb, clean & attacked, broken)
     if settings.smooth.examples:
-        robust['smooth'] = _certified_radii(settings.smooth, placed, key, record, count)
+        robust['smooth'] = _certified_radii(subject, settings.smooth)
     total = sparsity(variables)['total']
     return {
         'name': name,
         'kept': total['kept'],
         'prunable': total['prunable'],
         'clean_accuracy': float(clean.mean()),
-        'examples': count,
+        'examples': subject.count,
         'robust': robust,
     }
+
+
+def _subject(config, name, network, test, folder) -> Subject:
+    count = min(config.evaluate.examples or len(test.labels), len(test.labels))
+    fingerprint = 0
+    for leaf in jax.tree.leaves(network):
+        fingerprint = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), fingerprint)
+    mesh = sharding.make_mesh()
+    return Subject(
+        name=name,
+        network=network,
+        placed=sharding.put(network, sharding.replicated(mesh)),
+        mesh=mesh,
+        key=jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(b'evaluate')),
+        test=Split(test.images[:count], test.labels[:count]),
+        header={
+            'network': name,
+            'fingerprint': f'{fingerprint:08x}',
+            'dataset': config.dataset.name,
+            'seed': config.seed,
+            'batch_size': config.evaluate.batch_size,
+        },
+        folder=folder,
+    )
+
+
+def _is_right(subject: Subject, evaluation: str, attack: dict | None) -> np.ndarray:
+    """Which images are classified rightly, as they are or under PGD, bool [N]."""
+
+    def predict(batch, first):
+        batch = sharding.put(batch, sharding.sharded(subject.mesh))
+        key = jax.random.fold_in(subject.key, first)
+        found = predictions(subject.placed, key, batch['image'], batch['label'], attack)
+        return {'prediction': found}
+
+    lines = subject.record(evaluation, attack or {}, predict)
+    return np.array([line['label'] == line['prediction'] for line in lines])
+
+
+def _under_ensemble(subject: Subject, pgd: dict) -> tuple[dict, np.ndarray]:
+    """The entry of the standard ensemble, and which images it broke, bool [N]."""
+    ball, size = {'eps': pgd['eps'], 'norm': pgd['norm']}, subject.header['batch_size']
+    # More images than slots, so that few slots stay empty while the last images are attacked.
+    broken_by = partial(_broken_by, subject.network, subject.key, ball, size)
+    lines = subject.record('standard', ball, broken_by, at_once=4 * size)
+    names = np.array([line['broken_by'] for line in lines])
+    after = attacks.accuracy_after(names)
+    entry = {'accuracy': min(after.values()), 'examples': subject.count, **ball, 'after': after}
+    return entry, names != ''
 
 
 def _broken_by(network, key, ball, batch_size, batch, first):
@@ -151,36 +175,42 @@ def _broken_by(network, key, ball, batch_size, batch, first):
     return {'broken_by': np.concatenate(distributed.exchange(broken_by.tolist()))}
 
 
-def _certified_radii(settings: ConfigDict, network, key, record, count: int) -> dict:
-    """Returns the entry of randomized smoothing."""
-    sampling = {name: settings[name] for name in ('sigma', 'n0', 'n', 'alpha')}
-    count = min(settings.examples, count)
+def _proved(
+    subject: Subject,
+    methods: list[str],
+    pgd: dict,
+    memory_gb: float,
+    stands: np.ndarray,
+    broken: np.ndarray,
+) -> dict[str, dict]:
+    """The entries of the cascade of bounds. stands: which images PGD leaves, broken: which some
+    attack does not, bool [N].
 
-    def certify(batch, first):
-        prediction, radius = smoothing.certify(
-            network,
-            key,
-            to_float(batch['image']),
-            batch_size=settings.batch_size,
-            num_classes=jax.eval_shape(network, to_float(batch['image'])).shape[-1],
-            first=first,
-            **sampling,
+    Raises AssertionError where an image is verified and broken: a bound is not sound.
+    """
+    ball, robust = {'eps': pgd['eps'], 'norm': pgd['norm']}, {}
+    verified = np.zeros(subject.count, bool)
+    for i, method in enumerate(methods):
+        bound = partial(
+            _least_margin, subject.placed, subject.mesh, methods[: i + 1], ball, memory_gb
         )
-        return {'prediction': prediction, 'radius': radius}
-
-    images_at_once = max(1, settings.batch_size // (settings.n0 + settings.n))
-    lines = record('smooth', sampling, certify, np.arange(count), images_at_once)
-    right = np.array([line['label'] == line['prediction'] for line in lines])
-    radius = np.array([line['radius'] for line in lines])
-    return {
-        **sampling,
-        'examples': count,
-        'acr': float(np.mean(right * radius)),
-        'abstention': float(np.mean([line['prediction'] == smoothing.ABSTAIN for line in lines])),
-        'certified_accuracy': {
-            f'{r:g}': float(np.mean(right & (radius >= r))) for r in settings.radii
-        },
+        wanted = np.flatnonzero(stands & ~verified) if i else None
+        before = {'after': methods[:i], 'pgd': pgd} if i else {'after': []}  # what chose `wanted`
+        lines = subject.record(method, {**ball, **before}, bound, wanted=wanted)
+        verified[[line['index'] for line in lines if line['margin'] > 0]] = True
+        accuracy = float(verified.mean())
+        robust[method] = {'accuracy': accuracy, 'examples': subject.count, **ball}
+    fooled = np.flatnonzero(verified & broken)
+    if len(fooled):
+        raise AssertionError(
+            f'{subject.name}: test images {fooled[:5].tolist()} are verified and misclassified '
+            'under attack: a bound is not sound; please report it'
+        )
+    robust[methods[-1]] |= {
+        'attacked': float(np.mean(~stands)),
+        'undecided': float(np.mean(stands & ~verified)),
     }
+    return robust
 
 
 def _least_margin(network, mesh, methods, ball, memory_gb, batch, first):
@@ -195,57 +225,34 @@ def _least_margin(network, mesh, methods, ball, memory_gb, batch, first):
     return {'margin': jnp.min(jnp.where(own, jnp.inf, lower), axis=-1)}
 
 
-def _recorded(
-    path: Path,
-    header: dict,
-    measure: Callable[[dict, int], dict[str, jax.Array]],
-    test: Split,
-    wanted: np.ndarray,
-    size: int,
-) -> list[dict]:
-    """Returns path's lines for the wanted examples, after adding those that are missing.
+def _certified_radii(subject: Subject, settings: ConfigDict) -> dict:
+    """The entry of randomized smoothing, of the first settings.examples images."""
+    sampling = {name: settings[name] for name in ('sigma', 'n0', 'n', 'alpha')}
+    count = min(settings.examples, subject.count)
 
-    measure(batch of `size` images, place of its first in `wanted`) -> {field: [B]}.
-    """
-    writes = jax.process_index() == 0
-    (lines, *_) = distributed.exchange(read_jsonl(path) if writes else None)
-    if lines and lines[0] != header:
-        found = '; '.join(differences(lines[0], header))
-        raise ValueError(
-            f'{path} holds an evaluation with other settings ({found}): move it away to redo it'
+    def certify(batch, first):
+        images = to_float(batch['image'])
+        prediction, radius = smoothing.certify(
+            subject.placed,
+            subject.key,
+            images,
+            batch_size=settings.batch_size,
+            num_classes=jax.eval_shape(subject.placed, images).shape[-1],
+            first=first,
+            **sampling,
         )
-    done = {line['index']: line for line in lines[1:] if 'index' in line}
-    # Whole batches are kept, so that an interrupted evaluation draws the same starts.
-    batches = {first: wanted[first : first + size] for first in range(0, len(wanted), size)}
-    missing = {first: rows for first, rows in batches.items() if not set(rows) <= done.keys()}
-    if not missing:
-        return [done[index] for index in wanted]
-    rows = np.concatenate(list(missing.values()))
-    for index in rows.tolist():
-        done.pop(index, None)
-    if writes:
-        kept = [header, *done.values()]
-        write_atomically(path, ''.join(json.dumps(line) + '\n' for line in kept))
-    with (
-        (path if writes else Path(os.devnull)).open('a') as file,
-        tqdm(
-            desc=path.stem,
-            total=len(wanted),
-            initial=len(wanted) - len(rows),
-            unit='image',
-            disable=None if writes else True,  # None: shown on a terminal only
-        ) as bar,
-    ):
-        todo = eval_batches(test.images[rows], test.labels[rows], size)
-        for (first, indices), batch in zip(missing.items(), todo, strict=True):
-            fields = distributed.gather(measure(batch, first))
-            for i, index in enumerate(indices.tolist()):
-                line = {'index': index, 'label': int(batch['label'][i])}
-                done[index] = line | {field: value[i].item() for field, value in fields.items()}
-            with naming(path):
-                file.writelines(json.dumps(done[index]) + '\n' for index in indices.tolist())
-                file.flush()
-            bar.update(len(indices))
-            if distributed.preempted():
-                sys.exit(0)
-    return [done[index] for index in wanted]
+        return {'prediction': prediction, 'radius': radius}
+
+    images_at_once = max(1, settings.batch_size // (settings.n0 + settings.n))
+    lines = subject.record('smooth', sampling, certify, images_at_once, np.arange(count))
+    right = np.array([line['label'] == line['prediction'] for line in lines])
+    radius = np.array([line['radius'] for line in lines])
+    return {
+        **sampling,
+        'examples': count,
+        'acr': float(np.mean(right * radius)),
+        'abstention': float(np.mean([line['prediction'] == smoothing.ABSTAIN for line in lines])),
+        'certified_accuracy': {
+            f'{r:g}': float(np.mean(right & (radius >= r))) for r in settings.radii
+        },
+    }
