@@ -208,12 +208,21 @@ def test_verification_goes_on_where_it_was_interrupted(certified_run, tmp_path):
     with pytest.raises(ValueError, match='after: '):
         pipeline.run(other, workdir)
 
-    # Another attack chooses other images for the second method.
-    other = copy.deepcopy(config)
-    other.evaluate.pgd.steps += 1
+
+def test_bounds_of_images_that_another_attack_left_are_not_taken(certified_run, tmp_path):
+    config, finished, _ = certified_run
+    workdir = tmp_path / 'run'
+    shutil.copytree(finished, workdir)
+    for path in workdir.glob('examples/*.ibp.jsonl'):  # so that the second method sees some images
+        header, *lines = read_jsonl(path)
+        undecided = [line | {'margin': -1.0} for line in lines]
+        path.write_text(''.join(json.dumps(line) + '\n' for line in [header, *undecided]))
+    pipeline.run(config, workdir)
     for attacked in workdir.glob('examples/*.pgd.jsonl'):
         attacked.unlink()
-    with pytest.raises(ValueError, match=r'pgd\.steps: '):
+    other = copy.deepcopy(config)
+    other.evaluate.pgd.steps += 1
+    with pytest.raises(ValueError, match=r'crown_ibp.*other settings \(pgd\.steps: 3, 4\)'):
         pipeline.run(other, workdir)
 
 
