@@ -69,6 +69,12 @@ def test_a_network_that_ends_in_a_softmax_brings_a_warning():
         pgd(probabilities, KEY, IMAGES, LABELS, eps=0.1, step_size=0.01, steps=1)
 
 
+def test_a_network_that_ignores_its_images_is_attacked_all_the_same():
+    constant = Partial(lambda w, x: jnp.tile(w[0], (len(x), 1)), WEIGHTS)
+    attacked = pgd(constant, KEY, IMAGES, LABELS, eps=0.1, step_size=0.01, steps=1)
+    assert np.abs(attacked - IMAGES).max() <= 0.1 + 1e-6
+
+
 def test_labels_of_any_integer_type_will_do():
     settings = {'eps': 0.1, 'step_size': 0.05, 'steps': 3}
     attacked = pgd(NETWORK, KEY, IMAGES, LABELS.astype(np.int32), **settings)

@@ -118,7 +118,9 @@ def _forward(logits_fn, images):
 
 def _ends_in_softmax(jaxpr):
     """Whether the last that a program does is to divide exponentials by their sum."""
-    (last,) = (eqn for eqn in jaxpr.eqns if jaxpr.outvars[0] in eqn.outvars)
+    last = next((e for e in reversed(jaxpr.eqns) if jaxpr.outvars[0] in e.outvars), None)
+    if last is None:  # a constant, or the image itself
+        return False
     inner = last.params.get('jaxpr') or last.params.get('call_jaxpr')
     if inner is not None:
         return _ends_in_softmax(getattr(inner, 'jaxpr', inner))
