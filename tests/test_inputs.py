@@ -97,6 +97,16 @@ def test_an_empty_ball_holds_the_image_alone(function):
         np.testing.assert_array_equal(found, IMAGES)
 
 
+def test_a_half_precision_network_falls_to_fab():
+    """The search for the boundary ended in a TypeError."""
+    half = Partial(lambda w, x: NETWORK.func(w, x.astype(w.dtype)), WEIGHTS.astype(jnp.bfloat16))
+    labels = np.argmax(half(IMAGES), -1)
+    settings = {'eps': 1.0, 'norm': 'l2', 'attacks': ('fab-t',), 'batch_size': 4}
+    found, accuracy = standard(half, KEY, IMAGES, labels, **settings)
+    assert accuracy['fab-t'] < accuracy['clean'] == 1
+    assert np.linalg.norm((found - IMAGES).reshape(4, -1), axis=1).max() <= 1 + 1e-5
+
+
 def test_half_precision_networks_are_attacked_and_bounded():
     for dtype in (jnp.bfloat16, jnp.float16):
         network = Partial(NETWORK.func, WEIGHTS.astype(dtype))

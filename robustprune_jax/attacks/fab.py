@@ -53,7 +53,7 @@ def _step(logits_fn, slot, age, state, eps, *, norm):
     flat_image, flat_x = image.reshape(len(x), -1), x.reshape(len(x), -1)
 
     def difference(x):
-        logits = logits_fn(x)
+        logits = logits_fn(x).astype(x.dtype)  # of a network in half precision
         every = jnp.arange(len(x))
         f = logits[every, slot['target']] - logits[every, label]
         return jnp.sum(f), f
