@@ -137,6 +137,6 @@ def test_new_weights_do_not_retrace():
 
 def test_bad_names_are_refused():
     settings = {'eps': 0.1, 'step_size': 0.1, 'steps': 1}
-    for wrong in ({'norm': 'linfty'}, {'loss': 'cee'}):
-        with pytest.raises(ValueError, match='one of'):
+    for wrong, nearest in (({'norm': 'linfty'}, 'linf'), ({'loss': 'cee'}, 'ce')):
+        with pytest.raises(ValueError, match=f'unknown .*did you mean {nearest!r}'):
             pgd(Partial(linear, WEIGHTS), jax.random.key(0), IMAGES, LABELS, **settings, **wrong)

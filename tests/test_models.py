@@ -166,7 +166,7 @@ def test_batch_norm_s_variance_is_right_around_a_large_mean(offset):
 
 
 def test_unknown_architecture_names_the_nearest():
-    with pytest.raises(ValueError, match="'wrn_28_5'; did you mean wrn_28_"):
+    with pytest.raises(ValueError, match="'wrn_28_5': did you mean 'wrn_28_4'"):
         create_model('wrn_28_5')
 
 

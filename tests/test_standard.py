@@ -325,8 +325,8 @@ def _with_nan(images):
     [
         ({'eps': -0.1}, 'eps is -0.1: expected a radius from 0 to 1 in linf'),
         ({'eps': 8.0}, r'eps is 8.0: expected a radius from 0 to 1 in linf, .*8/255'),
-        ({'norm': 'linfty'}, "unknown norm 'linfty': one of linf, l2"),
-        ({'attacks': ('pgd',)}, "unknown attack 'pgd': one of apgd-ce"),
+        ({'norm': 'linfty'}, "unknown norm 'linfty': did you mean 'linf'"),
+        ({'attacks': ('pgd',)}, "unknown attack 'pgd': did you mean 'apgd-"),
         ({'images': IMAGES * 255}, r'images have values from .*: expected \[0, 1\] \(0..255'),
         ({'images': IMAGES * np.nan}, 'images have values from nan'),
         ({'images': IMAGES[0]}, 'images have shape'),

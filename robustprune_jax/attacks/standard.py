@@ -178,7 +178,8 @@ def _own(logits, labels):
 def _check_settings(norm, attacks, samples, batch_size):
     lookup(NORMS, norm, 'norm')
     for name in attacks:
-        if samples and not lookup(ATTACKS, name, 'attack').draws:
+        entry = lookup(ATTACKS, name, 'attack')
+        if samples and not entry.draws:
             raise ValueError(f'{name} does not take samples: choose attacks={RAND}')
     if batch_size < 1:
         raise ValueError(f'batch_size is {batch_size}: expected at least 1')
