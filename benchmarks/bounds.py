@@ -22,7 +22,7 @@ from robustprune_jax.network import logits_fn
 from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.runtime import sharding
 from robustprune_jax.training.optim import optimizer, phase_labels
-from robustprune_jax.training.step import create_state, train_step
+from robustprune_jax.training.step import Step, create_state, train_step
 
 EPS = 0.007
 
@@ -52,14 +52,16 @@ def compiled_step(arch: str, batch_size: int, objective: str, **settings):
     state = create_state(variables, tx, trained, batch['image'].shape)
     state = state.replace(step=jnp.full((), 500, jnp.int32))
     update = train_step(
-        module,
-        trained,
-        tx,
-        lambda key, x: x,
-        sharding.make_mesh(),
-        steps_per_epoch=100,
-        total_steps=2000,
-        ramp_epochs=10.0,
+        Step(
+            module,
+            trained,
+            tx,
+            lambda key, x: x,
+            sharding.make_mesh(),
+            steps_per_epoch=100,
+            total_steps=2000,
+            ramp_epochs=10.0,
+        )
     )
     started = time.monotonic()
     update = update.lower(state, batch, jax.random.key(1)).compile()

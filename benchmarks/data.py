@@ -31,7 +31,7 @@ from robustprune_jax.models import create_model
 from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.runtime import sharding
 from robustprune_jax.training.optim import optimizer, phase_labels
-from robustprune_jax.training.step import create_state, train_step
+from robustprune_jax.training.step import Step, create_state, train_step
 
 CIFAR = 50_000
 JPEGS = 2_000
@@ -97,10 +97,10 @@ def step_cpu_seconds(images: np.ndarray, labels: np.ndarray) -> float:
     tx = optimizer(config.pretrain, phase_labels(variables, 'pretrain', False), 400)
     state = create_state(variables, tx, objective, (BATCH, 32, 32, 3))
     state = jax.device_put(state, sharding.replicated(mesh))
-    update = train_step(
+    update = train_step(Step(
         module, objective, tx, AUGMENTATIONS['crop_flip'], mesh,
         steps_per_epoch=400, total_steps=400,
-    )  # fmt: skip
+    ))  # fmt: skip
     batch = sharding.shard_batch(mesh, {'image': images[:BATCH], 'label': labels[:BATCH]})
     seconds = []
     for _ in range(4):

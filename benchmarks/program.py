@@ -29,11 +29,11 @@ from ml_collections import config_flags
 from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.models import create_model
 from robustprune_jax.objectives import OBJECTIVES
-from robustprune_jax.pruning.masks import init_scores, topk_masks
+from robustprune_jax.pruning import METHODS, choose_masks, init_scores, topk_masks
 from robustprune_jax.runtime.sharding import make_mesh, put, replicated, sharded
 from robustprune_jax.training.optim import optimizer, phase_labels
 from robustprune_jax.training.state import place
-from robustprune_jax.training.step import create_state, train_step
+from robustprune_jax.training.step import Step, create_state, train_step
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment', lock_config=True)
 PHASE = flags.DEFINE_enum('phase', 'pretrain', ['pretrain', 'prune', 'finetune'], 'Phase')
@@ -105,18 +105,21 @@ def main(argv: list[str]) -> None:
     wrong = []
     for devices in map(int, DEVICES.value):
         mesh = make_mesh(jax.devices()[:devices])
+        masks = partial(choose_masks, METHODS['hydra'], density=density)
         step = train_step(
-            module,
-            objective,
-            tx,
-            AUGMENTATIONS['none'],
-            mesh,
-            steps_per_epoch=1,
-            total_steps=1,
-            density=density if phase == 'prune' else None,
-            accumulate=config.accumulate,
-            batch_norm=config.batch_norm,
-            compute_dtype=config.compute_dtype,
+            Step(
+                module,
+                objective,
+                tx,
+                AUGMENTATIONS['none'],
+                mesh,
+                steps_per_epoch=1,
+                total_steps=1,
+                masks=masks if phase == 'prune' else None,
+                accumulate=config.accumulate,
+                batch_norm=config.batch_norm,
+                compute_dtype=config.compute_dtype,
+            )
         )
         for batch_size in map(int, BATCH_SIZES.value):
             images = (batch_size * devices, *shape)

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 import types
+from functools import partial
 from unittest.mock import MagicMock
 
 import jax
@@ -33,10 +34,10 @@ from robustprune_jax.config import default
 from robustprune_jax.models import create_model
 from robustprune_jax.network import logits_fn
 from robustprune_jax.objectives import OBJECTIVES
-from robustprune_jax.pruning.masks import init_scores
+from robustprune_jax.pruning import METHODS, choose_masks, init_scores
 from robustprune_jax.runtime import sharding
 from robustprune_jax.training.optim import optimizer, phase_labels
-from robustprune_jax.training.step import create_state, train_step
+from robustprune_jax.training.step import Step, create_state, train_step
 
 # our objective -> the original's trainer
 TRAINERS = {
@@ -85,16 +86,19 @@ def ours(arch: str, objective: str, batch_size: int, phase: str):
     batch = {'image': images, 'label': np.arange(batch_size, dtype=np.int32) % 10}
     state = create_state(variables, tx, trained, images.shape)
     started = time.monotonic()
+    masks = partial(choose_masks, METHODS['hydra'], density=DENSITY)
     update = train_step(
-        module,
-        trained,
-        tx,
-        lambda key, x: x,
-        sharding.make_mesh(),
-        steps_per_epoch=100,
-        total_steps=2000,
-        ramp_epochs=10.0 if objective == 'crown_ibp' else 0.0,
-        density=DENSITY if phase == 'prune' else None,
+        Step(
+            module,
+            trained,
+            tx,
+            lambda key, x: x,
+            sharding.make_mesh(),
+            steps_per_epoch=100,
+            total_steps=2000,
+            ramp_epochs=10.0 if objective == 'crown_ibp' else 0.0,
+            masks=masks if phase == 'prune' else None,
+        )
     )
     update = update.lower(state, batch, jax.random.key(1)).compile()
     seconds = time.monotonic() - started

@@ -9,7 +9,10 @@ import os
 import sys
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
+from robustprune_jax.config import TRAINED
+from robustprune_jax.pruning import is_kernel
 from robustprune_jax.training import checkpoint
 
 from .files import read_checkpoint
@@ -19,8 +22,6 @@ from .state_dict import import_state_dict
 from .summary import line, summarise
 from .targets import unwrapped
 
-PHASES = ('pretrain', 'prune', 'finetune', 'lwm')
-
 
 def import_checkpoint(
     path: str | os.PathLike,
@@ -29,13 +30,16 @@ def import_checkpoint(
     num_classes: int | None = None,
     density: float | None = None,
     phase: str | None = None,
+    method: str | None = None,
     image_size: int | None = None,
 ) -> tuple[dict, dict, dict]:
     """Returns (variables, meta, summary) of the network in a PyTorch or safetensors file.
 
     arch: default: the one that the file names, or else the only one that its tensors fit.
-    density: the kept fraction; masked checkpoints need it, and of dense ones it makes the masks.
+    density: the kept fraction; masked checkpoints need it. Of dense ones the zeros are the masks;
+    default: where more than a hundredth of the weights is 0, the fraction of the others, else 1.
     phase: what the network comes from; default: finetune where it is pruned, pretrain elsewhere.
+    method: by what it was pruned, such as 'hydra', where that is known.
     image_size: pixels; default: what the first dense layer needs, else 224 for ImageNet's
     architectures and 32 for the others.
     meta is what checkpoint.save_network needs; the summary is that of conversion.summary.
@@ -47,6 +51,10 @@ def import_checkpoint(
     state_dict, _ = unwrapped(contents)
     arch = arch or _find_arch(state_dict, fields)
     variables = import_state_dict(contents, arch, num_classes=num_classes, density=density)
+    if density is None:
+        density = float(f'{_nonzero_fraction(variables):.3g}')
+        if density < 0.99:
+            variables = import_state_dict(contents, arch, density=density)
     pruned = density is not None and density < 1
     size = image_size or _image_size(state_dict, arch)
     meta = {
@@ -54,10 +62,18 @@ def import_checkpoint(
         'num_classes': count_classes(state_dict, arch),
         'image_shape': [size, size, count_channels(state_dict, arch)],
         'phase': phase or ('finetune' if pruned else 'pretrain'),
+        'method': method if pruned else None,
         'density': density if pruned else None,
         'epoch': _epoch(fields, path),
     }
     return variables, meta, summarise(path, arch, state_dict, variables)
+
+
+def _nonzero_fraction(variables):
+    kernels = [
+        leaf for path, leaf in flatten_dict(variables['params']).items() if is_kernel(path, leaf)
+    ]
+    return sum(map(np.count_nonzero, kernels)) / sum(leaf.size for leaf in kernels)
 
 
 def _epoch(fields, path):
@@ -95,13 +111,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--arch', help='default: found from the file')
     parser.add_argument('--density', type=float, help='the fraction of weights kept')
     parser.add_argument('--num_classes', type=int, help='checked where given')
-    parser.add_argument('--phase', choices=PHASES, help='default: finetune if pruned, or pretrain')
+    parser.add_argument('--phase', choices=TRAINED, help='default: finetune if pruned, or pretrain')
+    parser.add_argument('--method', help='what pruned it, such as hydra, where that is known')
     parser.add_argument('--image_size', type=int, help='pixels; default: from the architecture')
     args = parser.parse_args(argv)
     try:
         variables, meta, summary = import_checkpoint(
             args.pth, arch=args.arch, num_classes=args.num_classes, density=args.density,
-            phase=args.phase, image_size=args.image_size,
+            phase=args.phase, method=args.method, image_size=args.image_size,
         )  # fmt: skip
         checkpoint.save_network(args.out, variables, meta)
     except (ValueError, OSError) as error:

@@ -20,7 +20,7 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from robustprune_jax.graph.interpret import NESTED, interpret, place
 from robustprune_jax.models import create_model
 from robustprune_jax.network import logits_fn
-from robustprune_jax.pruning.masks import is_kernel
+from robustprune_jax.pruning import is_kernel
 from robustprune_jax.training import checkpoint
 
 from .onnx_graph import Constant, Graph, Tensor, on_host

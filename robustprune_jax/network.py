@@ -7,7 +7,7 @@ import jax
 from flax import linen
 from jax.tree_util import Partial
 
-from robustprune_jax.pruning.masks import effective_params, topk_masks
+from robustprune_jax.pruning import Method, choose_masks, effective_params
 
 
 def _dense(variables):
@@ -18,14 +18,15 @@ def _dense(variables):
     return network
 
 
-def with_masks(variables: dict, density: float | None) -> dict:
-    """Returns `variables` with the masks that its scores choose at `density`; as is when None."""
-    if density is None:
-        return variables
-    return {
-        **variables,
-        'masks': jax.jit(topk_masks, static_argnums=1)(variables['scores'], density),
-    }
+_choose = jax.jit(choose_masks, static_argnums=(0, 2))
+
+
+def with_masks(variables: dict, method: Method | None, density: float | None) -> dict:
+    """Returns `variables` with the masks that a method chooses at `density`; as they are when the
+    method is None."""
+    return (
+        variables if method is None else {**variables, 'masks': _choose(method, variables, density)}
+    )
 
 
 @cache

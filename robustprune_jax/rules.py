@@ -6,14 +6,17 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from robustprune_jax.attacks import NORMS
-from robustprune_jax.bounds import METHODS
+from robustprune_jax.bounds import METHODS as BOUNDS
 from robustprune_jax.config import (
     PHASES,
     TRAINED,
     default,
     fields,
+    for_method,
+    methods,
     names,
     objective_name,
+    overrides,
     pseudo_per_batch,
     repeats,
 )
@@ -22,7 +25,7 @@ from robustprune_jax.models import MODELS
 from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.objectives.ramps import RAMPS
 from robustprune_jax.objectives.smooth import SMOOTHINGS
-from robustprune_jax.pruning.masks import SCORE_INITS
+from robustprune_jax.pruning import ALLOCATIONS, CRITERIA, METHODS, STRUCTURES
 from robustprune_jax.runtime import sharding
 from robustprune_jax.runtime.registry import lookup
 from robustprune_jax.training.optim import OPTIMIZERS, SCHEDULES
@@ -138,8 +141,9 @@ FIELDS: dict[str, Rule] = {
     'mixtrain.memory_gb': _above_0,
     **{f'{phase}.{field}': rule for phase in TRAINED for field, rule in _PHASE_FIELDS.items()},
     'pretrain.epochs': _at_least_0,  # 0: the random network
-    'prune.score_init': _named((*SCORE_INITS, 'snip')),
-    'lwm.score_init': _named((*SCORE_INITS, 'snip')),
+    'pruning.criterion': _named(('', *CRITERIA)),
+    'pruning.allocation': _named(('', *ALLOCATIONS)),
+    'pruning.structure': _named(('', *STRUCTURES)),
     'evaluate.checkpoint': _named(('latest', 'best')),
     'evaluate.batch_size': _at_least_1,
     'evaluate.examples': _at_least_0,
@@ -149,7 +153,7 @@ FIELDS: dict[str, Rule] = {
     'evaluate.pgd.steps': _at_least_1,
     'evaluate.pgd.norm': _named(NORMS),
     'evaluate.pgd.restarts': _at_least_1,
-    'evaluate.certified.methods': _each_named(METHODS),
+    'evaluate.certified.methods': _each_named(BOUNDS),
     'evaluate.certified.memory_gb': _above_0,
     'evaluate.smooth.examples': _at_least_0,
     'evaluate.smooth.sigma': _pixels,
@@ -170,6 +174,8 @@ def _relations(config: ConfigDict) -> Iterator[tuple[str, bool, str]]:
     """Yields what must hold of fields beside others: a field, whether it does, what is expected."""
     densities = config.densities
     yield 'phases', bool(names(config.phases)), f'at least one of {", ".join(PHASES)}'
+    trains_none = not methods(config) and set(names(config.phases)) & {'prune', 'finetune'}
+    yield 'methods', not trains_none, f'at least one of {", ".join(METHODS)}'
     yield 'densities', len(densities) > 0, 'at least one kept fraction'
     yield 'densities', len(set(densities)) == len(densities), 'no density twice'
     for field, attack in (('attack', config.attack), ('evaluate.pgd', config.evaluate.pgd)):
@@ -208,6 +214,15 @@ def check(config: ConfigDict) -> None:
         if field not in values:
             raise ValueError(f'config.{field} is missing: start from config.default()')
         TYPES[type(usual)](field, values[field])
+    _each_named(METHODS)('methods', config.methods)
+    for method in overrides(config.overrides):
+        lookup(METHODS, method, 'method in config.overrides')
+    for method in (None, *methods(config)):
+        _check_values(for_method(config, method))
+
+
+def _check_values(config):
+    values = fields(config)
     for field, rule in FIELDS.items():
         rule(field, values[field])
     for phase in TRAINED:

@@ -6,7 +6,7 @@ import pytest
 from absl import flags
 
 from robustprune_jax import pipeline
-from robustprune_jax.config import default
+from robustprune_jax.config import TRAINED, default
 
 # Compiled programs are most of the tests' time, and are the same every run.
 jax.config.update(
@@ -44,7 +44,7 @@ def tiny_config(tiny_npz):
         config.attack.update(steps=2, eps=0.05)
         config.evaluate.update(batch_size=16)
         config.evaluate.pgd.update(steps=3, eps=0.05)
-        for phase in ('pretrain', 'prune', 'finetune', 'lwm'):
+        for phase in TRAINED:
             config[phase].update(epochs=4, batch_size=32, learning_rate=0.1)
         config.pretrain.epochs = 8
         return config

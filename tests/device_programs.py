@@ -2,6 +2,7 @@
 
 import re
 import sys
+from functools import partial
 
 import flax.linen as nn
 import golden
@@ -16,11 +17,11 @@ from robustprune_jax.config import default
 from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.models.layers import batch_norm
 from robustprune_jax.objectives import OBJECTIVES
-from robustprune_jax.pruning.masks import init_scores
+from robustprune_jax.pruning import METHODS, choose_masks, init_scores
 from robustprune_jax.runtime import distributed, sharding
 from robustprune_jax.training.optim import optimizer, phase_labels
 from robustprune_jax.training.state import place
-from robustprune_jax.training.step import create_state, train_step
+from robustprune_jax.training.step import Step, create_state, train_step
 
 SHAPE = (16, 16, 16, 3)
 
@@ -58,16 +59,19 @@ def prepared(phase, name, devices, dtype=np.float32, augment='crop_flip', **sett
     objective = OBJECTIVES[name](config)
     tx = optimizer(config[phase], phase_labels(variables, phase), 1)
     mesh = sharding.make_mesh(jax.devices()[:devices])
+    masks = partial(choose_masks, METHODS['hydra'], density=0.1)
     update = train_step(
-        MODULE,
-        objective,
-        tx,
-        AUGMENTATIONS[augment],
-        mesh,
-        steps_per_epoch=10,
-        total_steps=10,
-        density=0.1 if phase == 'prune' else None,
-        **settings,
+        Step(
+            MODULE,
+            objective,
+            tx,
+            AUGMENTATIONS[augment],
+            mesh,
+            steps_per_epoch=10,
+            total_steps=10,
+            masks=masks if phase == 'prune' else None,
+            **settings,
+        )
     )
     state = create_state(variables, tx, objective, SHAPE)
     state = state.replace(carry=jax.tree.map(lambda x: x.astype(dtype), state.carry))

@@ -51,7 +51,7 @@ def test_a_wrong_argument_is_named(argument, message):
         ('prune.epochs', 0, 'config.prune.epochs'),
         ('densities', (0.1, 0.1), 'no density twice'),
         ('prune.momentum', 1.0, 'below 1'),
-        ('lwm.warmup_epochs', 20.0, 'below epochs'),
+        ('finetune.warmup_epochs', 20.0, 'below epochs'),
         ('evaluate.attack', 'apgd', "unknown config.evaluate.attack 'apgd': did you mean 'pgd'"),
         ('evaluate.pgd.norm', 'l_2', "unknown config.evaluate.pgd.norm 'l_2': did you mean 'l2'"),
         ('prune.objective', 'nat', "unknown config.prune.objective 'nat': did you mean 'natural'"),

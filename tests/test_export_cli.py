@@ -10,6 +10,7 @@ from conversion import from_torch, import_state_dict, load_pth, save_pth, to_tor
 from conversion.files import read_checkpoint
 from conversion.from_torch import import_checkpoint
 from conversion.to_torch import export_checkpoint
+from robustprune_jax.pruning import sparsity
 from robustprune_jax.training import checkpoint
 
 
@@ -140,6 +141,20 @@ def test_the_architecture_is_found_from_the_tensors(tmp_path, arch, image_shape)
     _, meta, _ = import_checkpoint(tmp_path / 'a.pt')
     assert (meta['arch'], meta['image_shape']) == (arch, image_shape)
     assert (meta['phase'], meta['density']) == ('pretrain', None)
+
+
+def test_a_network_whose_layers_keep_different_fractions_comes_in_with_its_masks(tmp_path):
+    state_dict = golden.formula_state_dict('mnist_model')
+    for name, every in (('2.weight', 3), ('5.weight', 20)):
+        kept = np.arange(state_dict[name].size).reshape(state_dict[name].shape) % every == 0
+        state_dict[name] = state_dict[name] * kept
+    save_pth(tmp_path / 'a.pth', {'state_dict': state_dict, 'arch': 'mnist_model'})
+    variables, meta, _ = import_checkpoint(tmp_path / 'a.pth', method='harp')
+    layers = sparsity(variables)
+    assert layers['conv1']['density'] == 1
+    assert layers['conv2']['kept'] == np.count_nonzero(state_dict['2.weight'])
+    assert (meta['phase'], meta['method']) == ('finetune', 'harp')
+    assert meta['density'] == pytest.approx(layers['total']['density'], rel=0.01)
 
 
 def cifar_model(**fields):

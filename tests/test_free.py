@@ -24,21 +24,23 @@ from robustprune_jax.runtime.files import read_jsonl
 from robustprune_jax.runtime.sharding import make_mesh
 from robustprune_jax.training import checkpoint
 from robustprune_jax.training.state import place
-from robustprune_jax.training.step import create_state, train_step
+from robustprune_jax.training.step import Step, create_state, train_step
 
 
 def stepped(module, variables, batch, config, name, steps=1, **settings):
     """Returns the state after so many steps of SGD at rate 0.1, and its metrics."""
     objective, tx, mesh = OBJECTIVES[name](config), optax.sgd(0.1), make_mesh()
     update = train_step(
-        module,
-        objective,
-        tx,
-        AUGMENTATIONS['none'],
-        mesh,
-        steps_per_epoch=1,
-        total_steps=steps,
-        **settings,
+        Step(
+            module,
+            objective,
+            tx,
+            AUGMENTATIONS['none'],
+            mesh,
+            steps_per_epoch=1,
+            total_steps=steps,
+            **settings,
+        )
     )
     state = place(create_state(variables, tx, objective, batch['image'].shape), mesh)
     for _ in range(steps):
@@ -104,7 +106,7 @@ def test_free_in_all_phases_and_resumed_in_the_middle(free_config, tmp_path):
     np.testing.assert_allclose([line['learning_rate'] for line in lines], expected, rtol=1e-5)
 
     def stop():
-        while not read_jsonl(stopped / 'density_0.5/prune/metrics.jsonl'):
+        while not read_jsonl(stopped / 'density_0.5/hydra/prune/metrics.jsonl'):
             time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -113,10 +115,10 @@ def test_free_in_all_phases_and_resumed_in_the_middle(free_config, tmp_path):
     with pytest.raises(SystemExit) as left:
         pipeline.run(free_config, stopped)
     assert left.value.code == 0
-    step = checkpoint.load_meta(stopped / 'density_0.5/prune')['step']
+    step = checkpoint.load_meta(stopped / 'density_0.5/hydra/prune')['step']
     assert 0 < step < 60
     # What a host leaves behind that dies while it saves is no checkpoint.
-    half = stopped / f'density_0.5/prune/checkpoints/{step + 1}.orbax-checkpoint-tmp/meta'
+    half = stopped / f'density_0.5/hydra/prune/checkpoints/{step + 1}.orbax-checkpoint-tmp/meta'
     half.mkdir(parents=True)
     free_config.phases = 'prune'
     pipeline.run(free_config, stopped)
@@ -124,7 +126,7 @@ def test_free_in_all_phases_and_resumed_in_the_middle(free_config, tmp_path):
     free_config.source = str(stopped / 'pretrain')
     pipeline.run(free_config, tmp_path / 'uninterrupted')
     one, other = (
-        checkpoint.load(tmp_path / name / 'density_0.5/prune')[0]
+        checkpoint.load(tmp_path / name / 'density_0.5/hydra/prune')[0]
         for name in ('stopped', 'uninterrupted')
     )
     jax.tree.map(np.testing.assert_array_equal, one, other)

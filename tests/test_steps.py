@@ -7,6 +7,7 @@ original's code in float64, where nothing is amplified.
 """
 
 import json
+from functools import partial
 
 import jax
 import numpy as np
@@ -20,10 +21,10 @@ from robustprune_jax.config import default
 from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.models import create_model
 from robustprune_jax.objectives import OBJECTIVES
-from robustprune_jax.pruning.masks import init_scores
+from robustprune_jax.pruning import METHODS, choose_masks, init_scores
 from robustprune_jax.runtime.sharding import make_mesh
 from robustprune_jax.training.optim import optimizer, phase_labels, trainable
-from robustprune_jax.training.step import create_state, train_step
+from robustprune_jax.training.step import Step, create_state, train_step
 
 RECORDED = json.loads((DATA / 'steps.json').read_text())
 RECORDED_FLOAT64 = json.loads((DATA / 'steps_float64.json').read_text())
@@ -58,15 +59,18 @@ def one_step(arch, phase, trainer, dtype):
         variables['scores'] = init_scores(variables['params'], 'scaled')
     objective = OBJECTIVES[{'base': 'natural', 'trades_l2': 'trades'}.get(trainer, trainer)](config)
     tx = optax.chain(recording(), optimizer(section, phase_labels(variables, phase), 1))
+    masks = partial(choose_masks, METHODS['hydra'], density=0.1)
     update = train_step(
-        create_model(arch),
-        objective,
-        tx,
-        AUGMENTATIONS['none'],
-        make_mesh(),
-        steps_per_epoch=1,
-        total_steps=1,
-        density=0.1 if phase == 'prune' else None,
+        Step(
+            create_model(arch),
+            objective,
+            tx,
+            AUGMENTATIONS['none'],
+            make_mesh(),
+            steps_per_epoch=1,
+            total_steps=1,
+            masks=masks if phase == 'prune' else None,
+        )
     )
     batch = {
         'image': formula_images(SHAPE).astype(dtype),

@@ -15,7 +15,7 @@ def card(config: ConfigDict, entry: dict) -> dict:
 
     RobustBench's fields: name, dataset, architecture, eps (text), clean_acc, reported (under PGD)
     and autoattack_acc (under the standard ensemble, None where it was not run), in percent, as
-    text. Ours: threat, evaluations (the entry's `robust`), density, kept, prunable, seed,
+    text. Ours: threat, evaluations (the entry's `robust`), method, density, kept, prunable, seed,
     objective, commit (of this project's checkout, None elsewhere) and config.
     """
     robust = entry['robust']
@@ -34,6 +34,7 @@ def card(config: ConfigDict, entry: dict) -> dict:
         'additional_data': bool(config.dataset.pseudo_labelled),
         'examples': entry['examples'],
         'evaluations': robust,
+        'method': entry['method'],
         'density': entry['density'],
         'kept': entry['kept'],
         'prunable': entry['prunable'],
