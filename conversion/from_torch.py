@@ -52,9 +52,10 @@ def import_checkpoint(
     arch = arch or _find_arch(state_dict, fields)
     variables = import_state_dict(contents, arch, num_classes=num_classes, density=density)
     if density is None:
-        density = float(f'{_nonzero_fraction(variables):.3g}')
-        if density < 0.99:
+        density = _nonzero_fraction(variables)
+        if density < 0.99:  # else no more than some weights that died
             variables = import_state_dict(contents, arch, density=density)
+        density = float(f'{density:.3g}')
     pruned = density is not None and density < 1
     size = image_size or _image_size(state_dict, arch)
     meta = {

@@ -209,7 +209,7 @@ def test_parts_from_a_source(finished, tiny_config, tmp_path):
     """One phase in a workdir of its own, from another run's network, then the next."""
     config = tiny_config()
     config.densities = (0.5,)
-    config.phases = 'prune'
+    config.phases, config.methods = 'prune', 'hydra'
     config.source = str(finished[0] / 'pretrain')
     pipeline.run(config, tmp_path)
     assert_same(
