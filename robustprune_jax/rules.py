@@ -21,7 +21,7 @@ from robustprune_jax.config import (
     repeats,
 )
 from robustprune_jax.data.augment import AUGMENTATIONS
-from robustprune_jax.models import MODELS
+from robustprune_jax.models import MODELS, create_model
 from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.objectives.ramps import RAMPS
 from robustprune_jax.objectives.smooth import SMOOTHINGS
@@ -76,6 +76,18 @@ TYPES: dict[type, Rule] = {
     ),
 }
 
+
+def _architecture(field, value):
+    """A name, or what can be imported."""
+    if ':' not in value:
+        _named(MODELS)(field, value)
+        return
+    try:
+        create_model(value)
+    except ValueError as error:
+        raise ValueError(f'config.{field} is {value!r}: {error}') from None
+
+
 _at_least_0 = _must(lambda value: value >= 0, 'at least 0')
 _at_least_1 = _must(lambda value: value >= 1, 'at least 1')
 _above_0 = _must(lambda value: value > 0, 'more than 0')
@@ -97,7 +109,7 @@ _PHASE_FIELDS: dict[str, Rule] = {
 
 # Fields by themselves. dataset.name is looked up where its data are read.
 FIELDS: dict[str, Rule] = {
-    'arch': _named(MODELS),
+    'arch': _architecture,
     'seed': _must(lambda value: 0 <= value < 2**32, 'at least 0 and below 2**32'),  # jax's keys
     'phases': _each_named(PHASES),
     'densities': _must(

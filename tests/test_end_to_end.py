@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from conversion import load_pth
-from robustprune_jax import pipeline
+from conversion import from_torch, load_pth, to_onnx, to_torch
+from robustprune_jax import pipeline, rules, zoo
 from robustprune_jax.pruning import kept_count
 from robustprune_jax.runtime.files import read_jsonl
 from robustprune_jax.training import checkpoint
@@ -478,3 +478,47 @@ def test_what_version_0_1_left_ends_in_one_line(finished, tiny_config, tmp_path)
         checkpoints.save_items(1, {'variables': weights(copy / 'pretrain'), 'meta': meta})
     with pytest.raises(ValueError, match=r'was saved by robustprune_jax 0.1: its conversion'):
         checkpoint.load(tmp_path / 'old')
+
+
+def test_a_network_of_ones_own(tiny_config, tmp_path):
+    """By its import path alone: trained, exported, and found again by the commands."""
+    config = tiny_config()
+    config.arch, config.objective = 'own_network:Net', 'natural'
+    config.methods, config.densities = 'lwm', (0.5,)
+    for phase in ('pretrain', 'finetune'):
+        config[phase].epochs = 1
+    networks = pipeline.run(config, tmp_path)['networks']
+    assert networks[1]['layers'] == {'conv': [18, 36], 'head': [6, 12]}
+    folder = tmp_path / 'density_0.5/lwm/finetune'
+    names = list(load_pth(tmp_path / 'export/lwm_0.5.pth.tar')['state_dict'])
+    assert {'conv/kernel', 'head/kernel', 'bn/scale', 'bn/var'} < set(names)
+    module, variables = zoo.load(folder)
+    assert module.apply(variables, np.zeros((1, 12, 12, 1))).shape == (1, 3)
+    to_onnx.main(['--checkpoint', str(folder), '--out', str(tmp_path / 'net.onnx')])
+    table = [['a', 'conv', 'conv', True], ['b', 'bn', 'norm', True], ['c', 'head', 'dense', True]]
+    (tmp_path / 'names.json').write_text(json.dumps(table))
+    out, given = str(tmp_path / 'net.pth'), ['--names', str(tmp_path / 'names.json')]
+    to_torch.main(['--checkpoint', str(folder), '--out', out, *given])
+    back = [*given, '--arch', config.arch, '--image_size', '12', '--out', str(tmp_path / 'back')]
+    from_torch.main(['--pth', out, *back])
+    again, meta = checkpoint.load(tmp_path / 'back')
+    assert (meta['arch'], meta['image_shape']) == (config.arch, [12, 12, 1])
+    assert_same(again['masks'], variables['masks'])
+    assert_same(again['params'], variables['params'])
+
+
+@pytest.mark.parametrize(
+    ('arch', 'message'),
+    [
+        ('own_network:Nett', r"config.arch is 'own_network:Nett': .*cannot be imported"),
+        ('no_such.package:Net', 'cannot be imported .*PYTHONPATH'),
+        ('own_network:WithoutTrain', 'no Flax module with __call__'),
+        ('json:loads', 'no Flax module'),
+    ],
+)
+def test_what_is_no_network_is_refused(tiny_config, arch, message):
+    config = tiny_config()
+    config.arch = arch
+    with pytest.raises(ValueError, match=message) as error:
+        rules.check(config)
+    assert '\n' not in str(error.value)

@@ -55,7 +55,8 @@ def _training(**fields):
 def default() -> ConfigDict:
     """Returns a config with every field: mnist_model on the embedded digits, under TRADES."""
     config = ConfigDict()
-    config.arch = 'mnist_model'  # a name of models.MODELS
+    # A name of models.MODELS, or 'package.module:Name' of a Flax Linen module of your own.
+    config.arch = 'mnist_model'
     config.seed = 0  # of initial weights, batch order, augmentation, attacks
     # Comma-separated, of pretrain, prune, finetune, evaluate; what is done is not redone.
     config.phases = ','.join(PHASES)
