@@ -34,7 +34,7 @@ from robustprune_jax.config import default
 from robustprune_jax.models import create_model
 from robustprune_jax.network import logits_fn
 from robustprune_jax.objectives import OBJECTIVES
-from robustprune_jax.pruning import METHODS, choose_masks, init_scores
+from robustprune_jax.pruning import Choice, choose_masks, init_scores
 from robustprune_jax.runtime import sharding
 from robustprune_jax.training.optim import optimizer, phase_labels
 from robustprune_jax.training.step import Step, create_state, train_step
@@ -86,7 +86,7 @@ def ours(arch: str, objective: str, batch_size: int, phase: str):
     batch = {'image': images, 'label': np.arange(batch_size, dtype=np.int32) % 10}
     state = create_state(variables, tx, trained, images.shape)
     started = time.monotonic()
-    masks = partial(choose_masks, METHODS['hydra'], density=DENSITY)
+    masks = partial(choose_masks, Choice(DENSITY))
     update = train_step(
         Step(
             module,

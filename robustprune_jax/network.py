@@ -7,7 +7,7 @@ import jax
 from flax import linen
 from jax.tree_util import Partial
 
-from robustprune_jax.pruning import Method, choose_masks, effective_params
+from robustprune_jax.pruning import Choice, choose_masks, effective_params
 
 
 def _dense(variables):
@@ -18,15 +18,12 @@ def _dense(variables):
     return network
 
 
-_choose = jax.jit(choose_masks, static_argnums=(0, 2))
+_choose = jax.jit(choose_masks, static_argnums=0)
 
 
-def with_masks(variables: dict, method: Method | None, density: float | None) -> dict:
-    """Returns `variables` with the masks that a method chooses at `density`; as they are when the
-    method is None."""
-    return (
-        variables if method is None else {**variables, 'masks': _choose(method, variables, density)}
-    )
+def with_masks(variables: dict, choice: Choice | None) -> dict:
+    """Returns `variables` with the masks that their scores choose; as they are when it is None."""
+    return variables if choice is None else {**variables, 'masks': _choose(choice, variables)}
 
 
 @cache

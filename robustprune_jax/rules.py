@@ -156,6 +156,8 @@ FIELDS: dict[str, Rule] = {
     'pruning.criterion': _named(('', *CRITERIA)),
     'pruning.allocation': _named(('', *ALLOCATIONS)),
     'pruning.structure': _named(('', *STRUCTURES)),
+    'pruning.power': _part,
+    'pruning.per_class': _at_least_0,
     'evaluate.checkpoint': _named(('latest', 'best')),
     'evaluate.batch_size': _at_least_1,
     'evaluate.examples': _at_least_0,

@@ -142,6 +142,10 @@ def default() -> ConfigDict:
     config.pruning.criterion = ''  # where the scores start: a name of pruning.CRITERIA
     config.pruning.allocation = ''  # how many weights each layer keeps: of pruning.ALLOCATIONS
     config.pruning.structure = ''  # what is kept as one: of pruning.STRUCTURES
+    config.pruning.power = 0.5  # of the allocation power: a layer keeps size ** power, scaled
+    # The last layer keeps so many weights of each class, or as many as it has for each; 0: none is
+    # sure to be reached, as in the original.
+    config.pruning.per_class = 1
     # True: where no mask is learned, weights times 1 / sqrt(density), for untrained networks.
     config.pruning.rescale = False
     config.prune = _training(epochs=10)  # of the methods that learn the mask

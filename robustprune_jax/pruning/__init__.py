@@ -7,7 +7,7 @@ masks = topk_masks(scores, density=0.1)
 from robustprune_jax.pruning.allocation import ALLOCATIONS, kept_count
 from robustprune_jax.pruning.criterion import CRITERIA, Criterion, init_scores, is_kernel
 from robustprune_jax.pruning.masks import apply_masks, effective_params, sparsity, topk_masks
-from robustprune_jax.pruning.method import METHODS, Method, choose_masks, configured
+from robustprune_jax.pruning.method import METHODS, Choice, Method, choose_masks, configured
 from robustprune_jax.pruning.structure import STRUCTURES
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     'CRITERIA',
     'METHODS',
     'STRUCTURES',
+    'Choice',
     'Criterion',
     'Method',
     'apply_masks',

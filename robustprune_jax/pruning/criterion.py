@@ -41,6 +41,11 @@ def scaled(kernels: Kernels, key=None, loss=None) -> Kernels:
     return {path: scores(kernel) for path, kernel in kernels.items()}
 
 
+def magnitude(kernels: Kernels, key=None, loss=None) -> Kernels:
+    """Returns the weights themselves, whose sizes compare over layers."""
+    return dict(kernels)
+
+
 def _drawn(scale, mode, distribution):
     """Random scores, with the ReLU gain."""
     draw = jax.nn.initializers.variance_scaling(scale, mode, distribution)
@@ -68,6 +73,7 @@ def snip(kernels: Kernels, key, loss: Callable) -> Kernels:
 
 CRITERIA: dict[str, Criterion] = {
     'scaled': Criterion(scaled),
+    'magnitude': Criterion(magnitude),
     'kaiming_uniform': _drawn(2.0, 'fan_in', 'uniform'),
     'kaiming_normal': _drawn(2.0, 'fan_in', 'normal'),
     'xavier_uniform': _drawn(2.0, 'fan_avg', 'uniform'),

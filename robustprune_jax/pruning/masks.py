@@ -9,29 +9,45 @@ pruned without special layers:
     logits = module.apply({**variables, 'params': apply_masks(variables['params'], masks)}, images)
 """
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from robustprune_jax.pruning.allocation import ALLOCATIONS
+from robustprune_jax.pruning.allocation import ALLOCATIONS, Budget
 from robustprune_jax.pruning.criterion import is_kernel
-from robustprune_jax.pruning.structure import STRUCTURES
+from robustprune_jax.pruning.structure import STRUCTURES, straight_through
 from robustprune_jax.runtime import inputs
 from robustprune_jax.runtime.registry import lookup
 
 
 def topk_masks(
-    scores: dict, density: float, allocation: str = 'uniform', structure: str = 'weights'
+    scores: dict,
+    density: float,
+    allocation: str = 'uniform',
+    structure: str = 'weights',
+    *,
+    power: float = 0.5,
+    head: tuple[str, ...] | None = None,
+    per_class: int = 0,
 ) -> dict:
-    """Returns 0/1 masks that keep the weights of largest |score|.
+    """Returns 0/1 masks that keep the weights of largest |score|, ties to the lower index.
 
-    density: the kept fraction, in (0, 1]; allocation: a name of ALLOCATIONS, how it is shared out
-    over the layers ('uniform': `kept_count(size, density)` weights of each, exactly, ties
-    included); structure: a name of STRUCTURES. The gradient is straight-through: identity in the
-    mask, then through the absolute value, on kept and pruned entries alike, so
-    dL/dscore = dL/dW_eff * W * sign(score), where sign(0) = 0.
+    density: the kept fraction, in (0, 1]. allocation: a name of ALLOCATIONS, how it is shared out
+    over the layers: 'uniform' keeps `kept_count(size, density)` weights of each, every other
+    `kept_count` of the whole network, exactly, and of each layer one at least. structure: a name of
+    STRUCTURES. power: of the allocation 'power'. head: the path of the last layer's kernel, of
+    which each output keeps per_class weights or more, where the layer's count goes so far.
+
+    The gradient is straight-through: identity in the mask, then through the absolute value, on kept
+    and pruned entries alike, so dL/dscore = dL/dW_eff * W * sign(score), where sign(0) = 0.
+    Raises ValueError on an unknown name, and on fewer weights than layers and classes need.
     """
-    kept = lookup(ALLOCATIONS, allocation, 'allocation')(scores, density)
-    return lookup(STRUCTURES, structure, 'structure')(scores, kept)
+    flat = flatten_dict(scores)
+    budget = Budget(density, power, head, per_class)
+    kept, rank = lookup(ALLOCATIONS, allocation, 'allocation')
+    choose = lookup(STRUCTURES, structure, 'structure')
+    masks = choose(jax.lax.stop_gradient(flat), kept(flat, budget), budget, rank)
+    return unflatten_dict({path: straight_through(flat[path], masks[path]) for path in flat})
 
 
 def apply_masks(params: dict, masks: dict) -> dict:

@@ -37,6 +37,17 @@ METHODS: dict[str, Method] = {
 }
 
 
+class Choice(NamedTuple):
+    """How masks follow from scores: the keyword arguments of topk_masks."""
+
+    density: float
+    allocation: str = 'uniform'
+    structure: str = 'weights'
+    power: float = 0.5
+    head: tuple[str, ...] | None = None
+    per_class: int = 0
+
+
 def configured(name: str, axes: Mapping[str, str]) -> Method:
     """Returns the method of that name, with those of its axes replaced that are not ''.
 
@@ -47,6 +58,6 @@ def configured(name: str, axes: Mapping[str, str]) -> Method:
     return lookup(METHODS, name, 'method')._replace(**given)
 
 
-def choose_masks(method: Method, variables: dict, density: float) -> dict:
-    """Returns the masks that the scores of `variables` choose at `density`, straight-through."""
-    return topk_masks(variables['scores'], density, method.allocation, method.structure)
+def choose_masks(choice: Choice, variables: dict) -> dict:
+    """Returns the masks that the scores of `variables` choose, straight-through."""
+    return topk_masks(variables['scores'], **choice._asdict())

@@ -4,6 +4,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from robustprune_jax.pruning.allocation import Budget
 
 
 def _top_k_mask(magnitudes, k):
@@ -37,20 +40,49 @@ def _top_k_mask(magnitudes, k):
 
 
 @jax.custom_jvp
-def _straight_through(scores, kept):
-    return _top_k_mask(jnp.abs(scores), kept)
+def straight_through(score: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns the mask, with the score's gradient: identity in the mask, then through |score|."""
+    return mask
 
 
-@_straight_through.defjvp
+@straight_through.defjvp
 def _straight_through_jvp(primals, tangents):
     # Not the derivative of jnp.abs: at 0 that is 1, and the original's sign is 0.
-    return _straight_through(*primals), jnp.sign(primals[0]) * tangents[0]
+    return primals[1], jnp.sign(primals[0]) * tangents[0]
 
 
-def weights(scores: dict, kept: dict) -> dict:
-    """Returns masks that keep the `kept` weights of largest |score| in each leaf."""
-    return jax.tree.map(_straight_through, scores, kept)
+def weights(scores: dict, kept: dict | int, budget: Budget, rank: Callable) -> dict:
+    """Returns masks that keep the `kept` weights of largest |score| in each leaf, or, where that is
+    one number, of largest rank(|score|) in all, one of each leaf at least.
+
+    scores, kept and the masks: by path. Of the budget's head every output keeps its own largest,
+    per_class of them, or as many as the leaf has for each.
+    """
+    magnitudes = {path: jnp.abs(leaf) for path, leaf in scores.items()}
+    if isinstance(kept, dict):
+        if budget.head in kept:
+            classes = scores[budget.head].shape[-1]
+            every = min(budget.per_class, kept[budget.head] // classes)
+            magnitudes |= {budget.head: _first(magnitudes[budget.head], every)}
+        return {path: _top_k_mask(leaf, kept[path]) for path, leaf in magnitudes.items()}
+    for path, leaf in magnitudes.items():
+        ranked = _first(rank(leaf).reshape(-1, 1), 1).reshape(leaf.shape)
+        magnitudes[path] = _first(ranked, budget.per_class) if path == budget.head else ranked
+    whole = _top_k_mask(jnp.concatenate([leaf.ravel() for leaf in magnitudes.values()]), kept)
+    ends = np.cumsum([leaf.size for leaf in magnitudes.values()])[:-1]
+    parts = zip(magnitudes, jnp.split(whole, ends), strict=True)
+    return {path: part.reshape(scores[path].shape) for path, part in parts}
 
 
-# name -> (scores, kept weights of each leaf) -> 0/1 masks with straight-through gradients
-STRUCTURES: dict[str, Callable[[dict, dict], dict]] = {'weights': weights}
+def _first(magnitudes, every):
+    """The magnitudes, the `every` largest of each output (the last axis) infinite."""
+    if not every:
+        return magnitudes
+    columns = magnitudes.reshape(-1, magnitudes.shape[-1])
+    rows = jax.lax.top_k(columns.T, every)[1].T
+    columns = columns.at[rows, jnp.arange(columns.shape[1])].set(jnp.inf)
+    return columns.reshape(magnitudes.shape)
+
+
+# name -> (scores, kept weights, budget, rank) -> 0/1 masks, all by path
+STRUCTURES: dict[str, Callable[[dict, dict | int, Budget, Callable], dict]] = {'weights': weights}

@@ -23,13 +23,13 @@ from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.data.batches import train_batches
 from robustprune_jax.network import logits_fn, with_masks
 from robustprune_jax.objectives import OBJECTIVES, Objective
-from robustprune_jax.pruning import Method, choose_masks, configured
+from robustprune_jax.pruning import Choice, Method, choose_masks, configured
 from robustprune_jax.runtime import distributed, sharding
 from robustprune_jax.runtime.registry import lookup
 from robustprune_jax.training.checkpoint import Checkpoints
 from robustprune_jax.training.log import PhaseLog
 from robustprune_jax.training.optim import optimizer, phase_labels, schedule
-from robustprune_jax.training.start import checkpoint_meta, phase_key, stream
+from robustprune_jax.training.start import checkpoint_meta, choice, phase_key, stream
 from robustprune_jax.training.state import place
 from robustprune_jax.training.step import Step, create_state, train_step
 from robustprune_jax.training.validation import validate
@@ -38,22 +38,19 @@ from robustprune_jax.training.validation import validate
 class Phase(NamedTuple):
     """What is to be trained, and how long. One epoch is a pass over the data.
 
-    method: None in pretrain. section: the phase's settings, with epochs as passes; pseudo: how
+    method: None in pretrain. choice: of the masks, where they are chosen anew in every step, in
+    prune. section: the phase's settings, with epochs as passes; pseudo: how
     many images of a batch are pseudo-labelled.
     """
 
     part: Part
     method: Method | None
+    choice: Choice | None
     objective: Objective
     section: ConfigDict
     pseudo: int
     steps_per_epoch: int
     total_steps: int
-
-    @property
-    def choosing(self) -> Method | None:
-        """The method, while it chooses the masks anew in every step."""
-        return self.method if self.part.phase == 'prune' else None
 
     @property
     def stream(self) -> str:
@@ -65,7 +62,7 @@ class Phase(NamedTuple):
 
     def with_masks(self, variables: dict) -> dict:
         """Returns the variables with the masks that they are evaluated and saved with."""
-        return with_masks(variables, self.choosing, self.part.density)
+        return with_masks(variables, self.choice)
 
 
 class Due(NamedTuple):
@@ -92,7 +89,7 @@ def train(
     process. Raises FloatingPointError when the loss is not finite: the last good checkpoint is
     kept.
     """
-    phase, mesh = _phase(config, part, splits), sharding.make_mesh()
+    phase, mesh = _phase(config, part, module, variables, splits), sharding.make_mesh()
     # Imported tensors without a counterpart: carried along for the converter, not to the devices.
     unused = {name: value for name, value in variables.items() if name == 'unused'}
     variables = {name: value for name, value in variables.items() if name != 'unused'}
@@ -171,8 +168,10 @@ def _averages(phase: Phase, pending, first_nan, saved: int, directory: Path) -> 
     return {name: float(np.mean([metrics[name] for metrics in gathered])) for name in gathered[0]}
 
 
-def _phase(config, part: Part, splits) -> Phase:
+def _phase(config, part: Part, module, variables, splits) -> Phase:
     method = part.method and configured(part.method, config.pruning)
+    prunes = part.phase == 'prune'
+    chosen = choice(config, part, module, variables, splits) if prunes else None
     objective = lookup(OBJECTIVES, objective_name(config, part.phase), 'objective')(config)
     section = config[part.phase].copy_and_resolve_references()
     section.epochs = math.ceil(section.epochs / objective.repeats)
@@ -181,7 +180,7 @@ def _phase(config, part: Part, splits) -> Phase:
     pseudo = pseudo_per_batch(config, section.batch_size)
     steps_per_epoch = math.ceil(len(splits.train.labels) / (section.batch_size - pseudo))
     total_steps = section.epochs * steps_per_epoch
-    return Phase(part, method, objective, section, pseudo, steps_per_epoch, total_steps)
+    return Phase(part, method, chosen, objective, section, pseudo, steps_per_epoch, total_steps)
 
 
 def _prepare(config, phase: Phase, module, variables, image_shape, mesh: Mesh):
@@ -190,7 +189,6 @@ def _prepare(config, phase: Phase, module, variables, image_shape, mesh: Mesh):
     tx = optimizer(phase.section, labels, phase.updates_per_epoch)
     batch_shape = (phase.section.batch_size, *image_shape)
     state = place(create_state(variables, tx, phase.objective, batch_shape), mesh)
-    choosing = phase.choosing
     spec = Step(
         module,
         phase.objective,
@@ -200,7 +198,7 @@ def _prepare(config, phase: Phase, module, variables, image_shape, mesh: Mesh):
         steps_per_epoch=phase.steps_per_epoch,
         total_steps=phase.total_steps,
         ramp_epochs=phase.section.ramp_epochs,
-        masks=choosing and partial(choose_masks, choosing, density=phase.part.density),
+        masks=phase.choice and partial(choose_masks, phase.choice),
         accumulate=config.accumulate,
         batch_norm=config.batch_norm,
         compute_dtype=config.compute_dtype,

@@ -15,8 +15,9 @@ from robustprune_jax.config import Part, objective_name
 from robustprune_jax.data import Splits
 from robustprune_jax.data.augment import to_float
 from robustprune_jax.data.batches import eval_batches
+from robustprune_jax.graph.order import kernels_in_order
 from robustprune_jax.network import with_masks
-from robustprune_jax.pruning import CRITERIA, Method, configured, init_scores
+from robustprune_jax.pruning import CRITERIA, Choice, Method, configured, init_scores
 
 
 def phase_key(seed: int, phase: str, use: str) -> jax.Array:
@@ -53,7 +54,28 @@ def start_variables(
                 for path, leaf in flatten_dict(variables['params']).items()
             }
         )
-    return with_masks(variables, method, part.density)
+    return with_masks(variables, choice(config, part, module, variables, splits))
+
+
+def choice(
+    config: ConfigDict, part: Part, module: linen.Module, variables: dict, splits: Splits
+) -> Choice:
+    """Returns how a part's masks follow from its scores."""
+    method, pruning = configured(part.method, config.pruning), config.pruning
+    head = None
+    if pruning.per_class:
+        image_shape = splits.train.images.shape[1:]
+        prunable = flatten_dict(variables['scores'])
+        order = kernels_in_order(module, variables, image_shape)
+        head = [path for path in order if path in prunable][-1]
+    return Choice(
+        part.density,
+        method.allocation,
+        method.structure,
+        pruning.power,
+        head,
+        pruning.per_class,
+    )
 
 
 def stream(part: Part, method: Method | None) -> str:
