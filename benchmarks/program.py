@@ -29,7 +29,7 @@ from ml_collections import config_flags
 from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.models import create_model
 from robustprune_jax.objectives import OBJECTIVES
-from robustprune_jax.pruning import Choice, choose_masks, init_scores, topk_masks
+from robustprune_jax.pruning import Budget, Choice, init_scores, topk_masks
 from robustprune_jax.runtime.sharding import make_mesh, put, replicated, sharded
 from robustprune_jax.training.optim import optimizer, phase_labels
 from robustprune_jax.training.state import place
@@ -105,7 +105,7 @@ def main(argv: list[str]) -> None:
     wrong = []
     for devices in map(int, DEVICES.value):
         mesh = make_mesh(jax.devices()[:devices])
-        masks = partial(choose_masks, Choice(density))
+        choice = Choice(Budget(density))
         step = train_step(
             Step(
                 module,
@@ -115,7 +115,7 @@ def main(argv: list[str]) -> None:
                 mesh,
                 steps_per_epoch=1,
                 total_steps=1,
-                masks=masks if phase == 'prune' else None,
+                choice=choice if phase == 'prune' else None,
                 accumulate=config.accumulate,
                 batch_norm=config.batch_norm,
                 compute_dtype=config.compute_dtype,

@@ -22,7 +22,6 @@ import subprocess
 import sys
 import time
 import types
-from functools import partial
 from unittest.mock import MagicMock
 
 import jax
@@ -34,7 +33,7 @@ from robustprune_jax.config import default
 from robustprune_jax.models import create_model
 from robustprune_jax.network import logits_fn
 from robustprune_jax.objectives import OBJECTIVES
-from robustprune_jax.pruning import Choice, choose_masks, init_scores
+from robustprune_jax.pruning import Budget, Choice, init_scores
 from robustprune_jax.runtime import sharding
 from robustprune_jax.training.optim import optimizer, phase_labels
 from robustprune_jax.training.step import Step, create_state, train_step
@@ -86,7 +85,7 @@ def ours(arch: str, objective: str, batch_size: int, phase: str):
     batch = {'image': images, 'label': np.arange(batch_size, dtype=np.int32) % 10}
     state = create_state(variables, tx, trained, images.shape)
     started = time.monotonic()
-    masks = partial(choose_masks, Choice(DENSITY))
+    choice = Choice(Budget(DENSITY))
     update = train_step(
         Step(
             module,
@@ -97,7 +96,7 @@ def ours(arch: str, objective: str, batch_size: int, phase: str):
             steps_per_epoch=100,
             total_steps=2000,
             ramp_epochs=10.0 if objective == 'crown_ibp' else 0.0,
-            masks=masks if phase == 'prune' else None,
+            choice=choice if phase == 'prune' else None,
         )
     )
     update = update.lower(state, batch, jax.random.key(1)).compile()

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from functools import cache
 
-import jax
 from flax import linen
 from jax.tree_util import Partial
 
@@ -18,12 +17,9 @@ def _dense(variables):
     return network
 
 
-_choose = jax.jit(choose_masks, static_argnums=0)
-
-
 def with_masks(variables: dict, choice: Choice | None) -> dict:
     """Returns `variables` with the masks that their scores choose; as they are when it is None."""
-    return variables if choice is None else {**variables, 'masks': _choose(choice, variables)}
+    return variables if choice is None else {**variables, 'masks': choose_masks(choice, variables)}
 
 
 @cache

@@ -26,6 +26,7 @@ from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.objectives.ramps import RAMPS
 from robustprune_jax.objectives.smooth import SMOOTHINGS
 from robustprune_jax.pruning import ALLOCATIONS, CRITERIA, METHODS, STRUCTURES
+from robustprune_jax.pruning.rates import GRADIENTS
 from robustprune_jax.runtime import sharding
 from robustprune_jax.runtime.registry import lookup
 from robustprune_jax.training.optim import OPTIMIZERS, SCHEDULES
@@ -154,10 +155,16 @@ FIELDS: dict[str, Rule] = {
     **{f'{phase}.{field}': rule for phase in TRAINED for field, rule in _PHASE_FIELDS.items()},
     'pretrain.epochs': _at_least_0,  # 0: the random network
     'pruning.criterion': _named(('', *CRITERIA)),
-    'pruning.allocation': _named(('', *ALLOCATIONS)),
+    'pruning.allocation': _named(('', *ALLOCATIONS, 'learned')),
     'pruning.structure': _named(('', *STRUCTURES)),
     'pruning.power': _part,
     'pruning.per_class': _at_least_0,
+    'pruning.rates.learning_rate': _above_0,
+    'pruning.rates.momentum': _part,
+    'pruning.rates.gamma': _at_least_0,
+    'pruning.rates.minimum': _between,
+    'pruning.rates.gradient': _named(GRADIENTS),
+    'pruning.rates.start': _named(('uniform', 'erk', 'igq', 'power')),
     'evaluate.checkpoint': _named(('latest', 'best')),
     'evaluate.batch_size': _at_least_1,
     'evaluate.examples': _at_least_0,

@@ -2,7 +2,6 @@
 
 import re
 import sys
-from functools import partial
 
 import flax.linen as nn
 import golden
@@ -17,7 +16,7 @@ from robustprune_jax.config import default
 from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.models.layers import batch_norm
 from robustprune_jax.objectives import OBJECTIVES
-from robustprune_jax.pruning import Choice, choose_masks, init_scores
+from robustprune_jax.pruning import Budget, Choice, init_scores
 from robustprune_jax.runtime import distributed, sharding
 from robustprune_jax.training.optim import optimizer, phase_labels
 from robustprune_jax.training.state import place
@@ -59,7 +58,7 @@ def prepared(phase, name, devices, dtype=np.float32, augment='crop_flip', **sett
     objective = OBJECTIVES[name](config)
     tx = optimizer(config[phase], phase_labels(variables, phase), 1)
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    masks = partial(choose_masks, Choice(0.1))
+    choice = Choice(Budget(0.1))
     update = train_step(
         Step(
             MODULE,
@@ -69,7 +68,7 @@ def prepared(phase, name, devices, dtype=np.float32, augment='crop_flip', **sett
             mesh,
             steps_per_epoch=10,
             total_steps=10,
-            masks=masks if phase == 'prune' else None,
+            choice=choice if phase == 'prune' else None,
             **settings,
         )
     )

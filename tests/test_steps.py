@@ -7,7 +7,6 @@ original's code in float64, where nothing is amplified.
 """
 
 import json
-from functools import partial
 
 import jax
 import numpy as np
@@ -21,7 +20,7 @@ from robustprune_jax.config import default
 from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.models import create_model
 from robustprune_jax.objectives import OBJECTIVES
-from robustprune_jax.pruning import Choice, choose_masks, init_scores
+from robustprune_jax.pruning import Budget, Choice, init_scores
 from robustprune_jax.runtime.sharding import make_mesh
 from robustprune_jax.training.optim import optimizer, phase_labels, trainable
 from robustprune_jax.training.step import Step, create_state, train_step
@@ -59,7 +58,7 @@ def one_step(arch, phase, trainer, dtype):
         variables['scores'] = init_scores(variables['params'], 'scaled')
     objective = OBJECTIVES[{'base': 'natural', 'trades_l2': 'trades'}.get(trainer, trainer)](config)
     tx = optax.chain(recording(), optimizer(section, phase_labels(variables, phase), 1))
-    masks = partial(choose_masks, Choice(0.1))
+    choice = Choice(Budget(0.1))
     update = train_step(
         Step(
             create_model(arch),
@@ -69,7 +68,7 @@ def one_step(arch, phase, trainer, dtype):
             make_mesh(),
             steps_per_epoch=1,
             total_steps=1,
-            masks=masks if phase == 'prune' else None,
+            choice=choice if phase == 'prune' else None,
         )
     )
     batch = {

@@ -14,11 +14,13 @@ def fashion_mnist(config: ConfigDict) -> None:
 
 
 def colour_images(config: ConfigDict, name: str) -> None:
-    """A data set of 32 x 32 images by its registered name, and the original's densities."""
+    """A data set of 32 x 32 images by its registered name, and the original's densities, at which
+    it keeps no class connected."""
     config.dataset.name = name
     config.dataset.augment = 'crop_flip'
     config.dataset.validation = 2_000
     config.densities = (0.1, 0.05, 0.01)
+    config.pruning.per_class = 0
 
 
 def original_sgd(config: ConfigDict) -> None:

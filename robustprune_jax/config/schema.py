@@ -146,6 +146,13 @@ def default() -> ConfigDict:
     # The last layer keeps so many weights of each class, or as many as it has for each; 0: none is
     # sure to be reached, as in the original.
     config.pruning.per_class = 1
+    config.pruning.rates = ConfigDict()  # of the allocation learned: HARP's kept fractions
+    config.pruning.rates.learning_rate = 0.1  # of SGD, constant
+    config.pruning.rates.momentum = 0.9
+    config.pruning.rates.gamma = 0.2  # the budget's weight in the loss; grows by so much an epoch
+    config.pruning.rates.minimum = 0.1  # of the density, that a layer keeps at least
+    config.pruning.rates.gradient = 'threshold'  # | sum, the paper's
+    config.pruning.rates.start = 'uniform'  # the allocation to start from: | erk | igq | power
     # True: where no mask is learned, weights times 1 / sqrt(density), for untrained networks.
     config.pruning.rescale = False
     config.prune = _training(epochs=10)  # of the methods that learn the mask

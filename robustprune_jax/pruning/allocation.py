@@ -84,21 +84,25 @@ def _by_size(amount: Callable[[jax.Array, float, Budget], float]) -> Allocation:
                 for path, leaf in scores.items()
             }
 
-        low, high = -200.0, 200.0  # of the scale's logarithm
-        for _ in range(100):
-            middle = (low + high) / 2
-            below = sum(amounts(math.exp(middle)).values()) < kept
-            low, high = (middle, high) if below else (low, middle)
-        return _rounded(amounts(math.exp(low)), kept)
+        return fitted(amounts, kept)
 
     return Allocation(allocate)
 
 
-def _rounded(amounts: dict, kept: int) -> dict:
-    """Whole numbers that sum to `kept`: those with the largest remainders are rounded up, among
-    equals the first. The amounts sum to at most that, and to less than one a layer under it."""
-    whole = {path: math.floor(amount) for path, amount in amounts.items()}
-    by_remainder = sorted(amounts, key=lambda path: whole[path] - amounts[path])
+def fitted(amounts: Callable[[float], dict], kept: int) -> dict:
+    """Returns whole numbers that sum to `kept`.
+
+    amounts: scale -> {path: number}, which grow with the scale, from sums of at most `kept` to
+    sums of at least that. Those with the largest remainders are rounded up, among equals the first.
+    """
+    low, high = -200.0, 200.0  # of the scale's logarithm
+    for _ in range(100):
+        middle = (low + high) / 2
+        below = sum(amounts(math.exp(middle)).values()) < kept
+        low, high = (middle, high) if below else (low, middle)
+    found = amounts(math.exp(low))
+    whole = {path: math.floor(amount) for path, amount in found.items()}
+    by_remainder = sorted(found, key=lambda path: whole[path] - found[path])
     for path in by_remainder[: kept - sum(whole.values())]:
         whole[path] += 1
     return whole

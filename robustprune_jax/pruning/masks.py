@@ -29,6 +29,7 @@ def topk_masks(
     power: float = 0.5,
     head: tuple[str, ...] | None = None,
     per_class: int = 0,
+    kept: dict | None = None,
 ) -> dict:
     """Returns 0/1 masks that keep the weights of largest |score|, ties to the lower index.
 
@@ -37,6 +38,7 @@ def topk_masks(
     `kept_count` of the whole network, exactly, and of each layer one at least. structure: a name of
     STRUCTURES. power: of the allocation 'power'. head: the path of the last layer's kernel, of
     which each output keeps per_class weights or more, where the layer's count goes so far.
+    kept: how many weights each leaf keeps, {path: number}, in place of the allocation.
 
     The gradient is straight-through: identity in the mask, then through the absolute value, on kept
     and pruned entries alike, so dL/dscore = dL/dW_eff * W * sign(score), where sign(0) = 0.
@@ -44,9 +46,10 @@ def topk_masks(
     """
     flat = flatten_dict(scores)
     budget = Budget(density, power, head, per_class)
-    kept, rank = lookup(ALLOCATIONS, allocation, 'allocation')
+    share, rank = lookup(ALLOCATIONS, allocation, 'allocation')
     choose = lookup(STRUCTURES, structure, 'structure')
-    masks = choose(jax.lax.stop_gradient(flat), kept(flat, budget), budget, rank)
+    kept = kept or share(flat, budget)
+    masks = choose(jax.lax.stop_gradient(flat), kept, budget, rank)
     return unflatten_dict({path: straight_through(flat[path], masks[path]) for path in flat})
 
 

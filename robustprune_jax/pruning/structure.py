@@ -9,8 +9,8 @@ import numpy as np
 from robustprune_jax.pruning.allocation import Budget
 
 
-def _top_k_mask(magnitudes, k):
-    """0/1 mask of the k largest of `magnitudes` (>= 0); among equals the lower flat index wins.
+def top_k_mask(magnitudes: jax.Array, k: int | jax.Array) -> jax.Array:
+    """Returns the 0/1 mask of the k largest of `magnitudes` (>= 0), the lower flat index first.
 
     The bit patterns of non-negative floats are ordered as integers, so the k-th largest value is
     found by bisection on its bits: one counting pass per bit, whatever the density (`lax.top_k`
@@ -62,24 +62,27 @@ def weights(scores: dict, kept: dict | int, budget: Budget, rank: Callable) -> d
     if isinstance(kept, dict):
         if budget.head in kept:
             classes = scores[budget.head].shape[-1]
-            every = min(budget.per_class, kept[budget.head] // classes)
-            magnitudes |= {budget.head: _first(magnitudes[budget.head], every)}
-        return {path: _top_k_mask(leaf, kept[path]) for path, leaf in magnitudes.items()}
+            every = budget.per_class
+            if isinstance(kept[budget.head], int):
+                every = min(every, kept[budget.head] // classes)
+            magnitudes |= {budget.head: first_of_each(magnitudes[budget.head], every)}
+        return {path: top_k_mask(leaf, kept[path]) for path, leaf in magnitudes.items()}
     for path, leaf in magnitudes.items():
-        ranked = _first(rank(leaf).reshape(-1, 1), 1).reshape(leaf.shape)
-        magnitudes[path] = _first(ranked, budget.per_class) if path == budget.head else ranked
-    whole = _top_k_mask(jnp.concatenate([leaf.ravel() for leaf in magnitudes.values()]), kept)
+        ranked = first_of_each(rank(leaf).reshape(-1, 1), 1).reshape(leaf.shape)
+        every = budget.per_class if path == budget.head else 0
+        magnitudes[path] = first_of_each(ranked, every)
+    whole = top_k_mask(jnp.concatenate([leaf.ravel() for leaf in magnitudes.values()]), kept)
     ends = np.cumsum([leaf.size for leaf in magnitudes.values()])[:-1]
     parts = zip(magnitudes, jnp.split(whole, ends), strict=True)
     return {path: part.reshape(scores[path].shape) for path, part in parts}
 
 
-def _first(magnitudes, every):
-    """The magnitudes, the `every` largest of each output (the last axis) infinite."""
+def first_of_each(magnitudes: jax.Array, every: int) -> jax.Array:
+    """Returns the magnitudes, the `every` largest of each output (the last axis) infinite."""
     if not every:
         return magnitudes
     columns = magnitudes.reshape(-1, magnitudes.shape[-1])
-    rows = jax.lax.top_k(columns.T, every)[1].T
+    rows = jax.lax.top_k(columns.T, min(every, len(columns)))[1].T
     columns = columns.at[rows, jnp.arange(columns.shape[1])].set(jnp.inf)
     return columns.reshape(magnitudes.shape)
 

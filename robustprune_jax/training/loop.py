@@ -23,7 +23,7 @@ from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.data.batches import train_batches
 from robustprune_jax.network import logits_fn, with_masks
 from robustprune_jax.objectives import OBJECTIVES, Objective
-from robustprune_jax.pruning import Choice, Method, choose_masks, configured
+from robustprune_jax.pruning import Choice, Method, configured
 from robustprune_jax.runtime import distributed, sharding
 from robustprune_jax.runtime.registry import lookup
 from robustprune_jax.training.checkpoint import Checkpoints
@@ -186,7 +186,7 @@ def _phase(config, part: Part, module, variables, splits) -> Phase:
 def _prepare(config, phase: Phase, module, variables, image_shape, mesh: Mesh):
     """The first state, on the devices, and the compiled step."""
     labels = phase_labels(variables, phase.part.phase, config.prune.freeze_bn)
-    tx = optimizer(phase.section, labels, phase.updates_per_epoch)
+    tx = optimizer(phase.section, labels, phase.updates_per_epoch, config.pruning.rates)
     batch_shape = (phase.section.batch_size, *image_shape)
     state = place(create_state(variables, tx, phase.objective, batch_shape), mesh)
     spec = Step(
@@ -198,7 +198,7 @@ def _prepare(config, phase: Phase, module, variables, image_shape, mesh: Mesh):
         steps_per_epoch=phase.steps_per_epoch,
         total_steps=phase.total_steps,
         ramp_epochs=phase.section.ramp_epochs,
-        masks=phase.choice and partial(choose_masks, phase.choice),
+        choice=phase.choice,
         accumulate=config.accumulate,
         batch_norm=config.batch_norm,
         compute_dtype=config.compute_dtype,

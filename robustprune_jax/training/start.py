@@ -17,7 +17,16 @@ from robustprune_jax.data.augment import to_float
 from robustprune_jax.data.batches import eval_batches
 from robustprune_jax.graph.order import kernels_in_order
 from robustprune_jax.network import with_masks
-from robustprune_jax.pruning import CRITERIA, Choice, Method, configured, init_scores
+from robustprune_jax.pruning import (
+    CRITERIA,
+    Budget,
+    Choice,
+    Method,
+    Rates,
+    configured,
+    init_scores,
+)
+from robustprune_jax.pruning.rates import init_rates
 
 
 def phase_key(seed: int, phase: str, use: str) -> jax.Array:
@@ -43,6 +52,9 @@ def start_variables(
     if CRITERIA[method.criterion].needs == 'loss':
         loss = _batch_loss(config[part.phase].batch_size, key, variables, module, splits.train)
     variables['scores'] = init_scores(variables['params'], method.criterion, key, loss=loss)
+    chosen = choice(config, part, module, variables, splits)
+    if chosen.rates:
+        variables |= init_rates(variables['scores'], chosen.budget, chosen.rates)
     if part.phase == 'prune':
         return variables
     if config.pruning.rescale:
@@ -54,7 +66,7 @@ def start_variables(
                 for path, leaf in flatten_dict(variables['params']).items()
             }
         )
-    return with_masks(variables, choice(config, part, module, variables, splits))
+    return with_masks(variables, chosen)
 
 
 def choice(
@@ -68,14 +80,11 @@ def choice(
         prunable = flatten_dict(variables['scores'])
         order = kernels_in_order(module, variables, image_shape)
         head = [path for path in order if path in prunable][-1]
-    return Choice(
-        part.density,
-        method.allocation,
-        method.structure,
-        pruning.power,
-        head,
-        pruning.per_class,
-    )
+    budget = Budget(part.density, pruning.power, head, pruning.per_class)
+    rates = None
+    if method.allocation == 'learned':
+        rates = Rates(**{name: pruning.rates[name] for name in Rates._fields})
+    return Choice(budget, method.allocation, method.structure, rates)
 
 
 def stream(part: Part, method: Method | None) -> str:

@@ -13,7 +13,8 @@ from jax.tree_util import Partial
 
 from robustprune_jax.data.augment import to_float
 from robustprune_jax.objectives import Objective, Progress
-from robustprune_jax.pruning import effective_params
+from robustprune_jax.pruning import Choice, effective_params, training_masks
+from robustprune_jax.pruning.rates import after_step, excess, penalty
 from robustprune_jax.runtime import compiler
 from robustprune_jax.training.optim import trainable
 from robustprune_jax.training.state import TrainState
@@ -66,8 +67,9 @@ class Step(NamedTuple):
 
     A step makes objective.repeats updates on its batch. augment: (key, images) -> images.
     ramp_epochs: over how many epochs the eps of certified objectives rises.
-    masks: in the prune phase, variables -> masks: computed once per update, and gradients reach
-    the scores straight through. None: the masks of the variables, if any, apply.
+    choice: in the prune phase, how the masks follow from the scores: they are computed once per
+    update, and gradients reach the scores straight through. None: those of the variables, if any,
+    apply.
     accumulate: in how many parts, one after the other, an update's gradient is computed.
     batch_norm: 'global', or 'per_device': statistics of each device's part, as under jax.pmap.
     compute_dtype: 'bfloat16' computes the network, not the loss and the update, in it.
@@ -82,7 +84,7 @@ class Step(NamedTuple):
     steps_per_epoch: int
     total_steps: int
     ramp_epochs: float = 0.0
-    masks: Callable[[dict], dict] | None = None
+    choice: Choice | None = None
     accumulate: int = 1
     batch_norm: str = 'global'
     compute_dtype: str = 'float32'
@@ -91,6 +93,10 @@ class Step(NamedTuple):
     @property
     def per_device(self) -> bool:
         return self.batch_norm == 'per_device'
+
+    @property
+    def learns_rates(self) -> bool:
+        return self.choice is not None and self.choice.rates is not None
 
     @property
     def dtype(self) -> jnp.dtype | None:
@@ -144,7 +150,13 @@ def _step(spec, state, batch, key):
             length=spec.objective.repeats,
         )
     metrics = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), metrics)
-    return state.replace(step=state.step + 1), metrics
+    state = state.replace(step=state.step + 1)
+    if spec.learns_rates:
+        settings = spec.choice.budget, spec.choice.rates
+        ends_epoch = state.step % spec.steps_per_epoch == 0
+        state = state.replace(variables=after_step(state.variables, *settings, ends_epoch))
+        metrics['over_budget'] = excess(state.variables, *settings)
+    return state, metrics
 
 
 def _update(spec, state, batch, key):
@@ -153,8 +165,8 @@ def _update(spec, state, batch, key):
 
     def to_params(leaves):
         variables = {**state.variables, **leaves}
-        if spec.masks:
-            variables['masks'] = spec.masks(variables)
+        if spec.choice:
+            variables['masks'] = training_masks(spec.choice, variables)
         return effective_params(variables)
 
     params, pull_back = jax.vjp(to_params, leaves)
@@ -169,13 +181,21 @@ def _update(spec, state, batch, key):
         )
     if spec.per_device:
         gradient, batch_stats, metrics = jax.lax.pmean((gradient, batch_stats, metrics), 'data')
-    updates, optimizer = spec.tx.update(*pull_back(gradient), state.optimizer, leaves)
+    (gradient,) = pull_back(gradient)
+    if spec.learns_rates:
+        budget_loss = jax.grad(partial(_penalty, spec, state.variables))(leaves['rates'])
+        gradient['rates'] = jax.tree.map(jnp.add, gradient['rates'], budget_loss)
+    updates, optimizer = spec.tx.update(gradient, state.optimizer, leaves)
     variables = {**state.variables, **optax.apply_updates(leaves, updates)}
     if batch_stats is not None:
         variables['batch_stats'] = batch_stats
     finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(optax.tree.norm(updates))
     first_nan = jnp.where((state.first_nan < 0) & ~finite, state.step, state.first_nan)
     return TrainState(state.step, variables, optimizer, carry, first_nan), metrics
+
+
+def _penalty(spec, variables, rates):
+    return penalty({**variables, 'rates': rates}, spec.choice.budget, spec.choice.rates)
 
 
 def _gradient(spec, step, params, batch_stats, batch, carry, key):
