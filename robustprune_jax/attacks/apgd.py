@@ -77,8 +77,8 @@ def _start(slot, eps, *, norm, loss, steps, samples):
 
 
 def _ascent(logits_fn, slot, age, x, loss, samples):
-    """The loss's gradient at x, the losses [B], and whether x fools [B]: means over the draws of a
-    random network, of which the last says what fools."""
+    """The loss's gradient at x, the losses [B], and whether x fools [B]. Of a random network the
+    first two are means over the draws, and the last draw says what fools."""
     if samples:
         keys = jax.random.split(jax.random.fold_in(slot['key'][0], age[0]), samples)
         draws = jax.vmap(logits_fn, (0, None))
