@@ -6,7 +6,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from robustprune_jax.attacks import NORMS
+from robustprune_jax.attacks.standard import BALLS
 from robustprune_jax.bounds import METHODS as BOUNDS
+from robustprune_jax.bounds import NORMS as BOUNDED
 from robustprune_jax.config import (
     PHASES,
     TRAINED,
@@ -206,6 +208,11 @@ def _relations(config: ConfigDict) -> Iterator[tuple[str, bool, str]]:
     yield 'attack.norm', not free or config.attack.norm == 'linf', 'linf: free has no other'
     enough = config.evaluate.attack == 'pgd' or config.dataset.num_classes >= 4
     yield 'evaluate.attack', enough, 'pgd: standard needs at least 4 classes'
+    norm, proves = config.evaluate.pgd.norm, names(config.evaluate.certified.methods)
+    known = config.evaluate.attack == 'pgd' or norm in BALLS
+    yield 'evaluate.pgd.norm', known, f'{" or ".join(BALLS)}: standard has no other'
+    known = not proves or norm in BOUNDED
+    yield 'evaluate.pgd.norm', known, f'{", ".join(BOUNDED)}: bounds have no other'
     for phase in TRAINED:
         section = config[phase]
         if not section.epochs:

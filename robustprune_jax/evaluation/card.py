@@ -7,8 +7,6 @@ from ml_collections import ConfigDict
 
 from robustprune_jax.config import identity, objective_name
 
-THREATS = {'linf': 'Linf', 'l2': 'L2'}
-
 
 def card(config: ConfigDict, entry: dict) -> dict:
     """Returns the card of a network from its entry in result.json and the config of its run.
@@ -24,7 +22,7 @@ def card(config: ConfigDict, entry: dict) -> dict:
         'name': name,
         'dataset': config.dataset.name,
         'architecture': config.arch,
-        'threat': THREATS[robust['pgd']['norm']],
+        'threat': robust['pgd']['norm'].capitalize(),
         'eps': f'{robust["pgd"]["eps"]:g}',
         'clean_acc': _percent(entry['clean_accuracy']),
         'reported': _percent(robust['pgd']['accuracy']),
