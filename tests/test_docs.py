@@ -12,6 +12,7 @@ from robustprune_jax.bounds.rules import RULES
 from robustprune_jax.data import SOURCES
 from robustprune_jax.models import MODELS
 from robustprune_jax.objectives import OBJECTIVES
+from robustprune_jax.pruning import CRITERIA, METHODS
 from robustprune_jax.report import __main__ as command
 
 ROOT = Path(__file__).parents[1]
@@ -58,10 +59,11 @@ def test_extensions_run_together(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
     with contextlib.ExitStack() as restored:
-        for registry in (NORMS, OBJECTIVES, RULES, MODELS, SOURCES):
+        for registry in (CRITERIA, METHODS, NORMS, OBJECTIVES, RULES, MODELS, SOURCES):
             restored.enter_context(mock.patch.dict(registry))
         for code in snippets('docs/extending.md'):
             exec(code, names)
-    (network,) = names['result']['networks']
+    _, network = names['result']['networks']
+    assert network['title'] == 'lottery' and network['density'] == 0.2
     assert network['robust']['pgd']['norm'] == 'l1'
     assert network['robust']['crown']['accuracy'] > 0.5
