@@ -14,15 +14,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from stepping import training_step
 
 from robustprune_jax.bounds import margins
 from robustprune_jax.config import default
 from robustprune_jax.models import create_model
 from robustprune_jax.network import logits_fn
-from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.runtime import sharding
-from robustprune_jax.training.optim import optimizer, phase_labels
-from robustprune_jax.training.step import Step, create_state, train_step
 
 EPS = 0.007
 
@@ -43,26 +41,15 @@ def compiled_step(arch: str, batch_size: int, objective: str, **settings):
     """Returns a function that takes one training step, half way up the ramp of eps."""
     config = default()
     config.certified.eps = EPS
+    config.objective, config.pretrain.ramp_epochs = objective, 10.0
     if settings:
         config[objective].update(settings)
     module, variables = network(arch)
-    trained = OBJECTIVES[objective](config)
-    tx = optimizer(config.pretrain, phase_labels(variables, 'pretrain'), 100)
     batch = {'image': images(arch, batch_size), 'label': np.arange(batch_size) % 10}
-    state = create_state(variables, tx, trained, batch['image'].shape)
+    mesh = sharding.make_mesh()
+    update, first_state = training_step(config, 'pretrain', module, variables, mesh)
+    state = first_state(variables, batch_shape=batch['image'].shape)
     state = state.replace(step=jnp.full((), 500, jnp.int32))
-    update = train_step(
-        Step(
-            module,
-            trained,
-            tx,
-            lambda key, x: x,
-            sharding.make_mesh(),
-            steps_per_epoch=100,
-            total_steps=2000,
-            ramp_epochs=10.0,
-        )
-    )
     started = time.monotonic()
     update = update.lower(state, batch, jax.random.key(1)).compile()
     seconds = time.monotonic() - started

@@ -19,19 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from PIL import Image
+from stepping import training_step
 
 from robustprune_jax.config import default
 from robustprune_jax.data import load
 from robustprune_jax.data.archives import ARCHIVES, Archive
-from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.data.batches import eval_batches, train_batches
 from robustprune_jax.data.encoded import random_box
 from robustprune_jax.data.prepare import prepare
 from robustprune_jax.models import create_model
-from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.runtime import sharding
-from robustprune_jax.training.optim import optimizer, phase_labels
-from robustprune_jax.training.step import Step, create_state, train_step
 
 CIFAR = 50_000
 JPEGS = 2_000
@@ -93,14 +90,10 @@ def step_cpu_seconds(images: np.ndarray, labels: np.ndarray) -> float:
     """Of a natural train step of wrn_28_4 on one batch."""
     config, module, mesh = default(), create_model('wrn_28_4'), sharding.make_mesh()
     variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    objective = OBJECTIVES['natural'](config)
-    tx = optimizer(config.pretrain, phase_labels(variables, 'pretrain', False), 400)
-    state = create_state(variables, tx, objective, (BATCH, 32, 32, 3))
+    config.objective, config.dataset.augment = 'natural', 'crop_flip'
+    update, first_state = training_step(config, 'pretrain', module, variables, mesh)
+    state = first_state(variables, batch_shape=(BATCH, 32, 32, 3))
     state = jax.device_put(state, sharding.replicated(mesh))
-    update = train_step(Step(
-        module, objective, tx, AUGMENTATIONS['crop_flip'], mesh,
-        steps_per_epoch=400, total_steps=400,
-    ))  # fmt: skip
     batch = sharding.shard_batch(mesh, {'image': images[:BATCH], 'label': labels[:BATCH]})
     seconds = []
     for _ in range(4):

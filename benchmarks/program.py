@@ -25,15 +25,12 @@ import jax
 import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
+from stepping import training_step
 
-from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.models import create_model
-from robustprune_jax.objectives import OBJECTIVES
-from robustprune_jax.pruning import Budget, Choice, init_scores, topk_masks
+from robustprune_jax.pruning import init_scores, topk_masks
 from robustprune_jax.runtime.sharding import make_mesh, put, replicated, sharded
-from robustprune_jax.training.optim import optimizer, phase_labels
 from robustprune_jax.training.state import place
-from robustprune_jax.training.step import Step, create_state, train_step
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Experiment', lock_config=True)
 PHASE = flags.DEFINE_enum('phase', 'pretrain', ['pretrain', 'prune', 'finetune'], 'Phase')
@@ -81,22 +78,19 @@ def milliseconds(compiled, state, batch) -> float:
 
 def main(argv: list[str]) -> None:
     config, phase = CONFIG.value, PHASE.value
+    config.dataset.augment = 'none'
     module = create_model(config.arch, config.dataset.num_classes)
-    objective = OBJECTIVES[config[phase].objective or config.objective](config)
     shape = tuple(map(int, IMAGE.value))
-    density = config.densities[0]
 
     def variables():
         found = module.init(jax.random.key(0), np.zeros((1, *shape), np.float32))
         if phase != 'pretrain':
             found['scores'] = init_scores(found['params'])
         if phase == 'finetune':
-            found['masks'] = topk_masks(found['scores'], density)
+            found['masks'] = topk_masks(found['scores'], config.densities[0])
         return found
 
     shapes = jax.eval_shape(variables)
-    labels = phase_labels(shapes, phase)
-    tx = optimizer(config[phase], labels, 1)
     parts = f' in {config.accumulate} parts' if config.accumulate > 1 else ''
     print(f'{config.arch}, {phase}, {config.compute_dtype}{parts}, on {jax.default_backend()}')
     heads = ('devices', 'images', 'state GB', 'step GB', 'TFLOP', 'moved GB', *ROOFS)
@@ -105,29 +99,14 @@ def main(argv: list[str]) -> None:
     wrong = []
     for devices in map(int, DEVICES.value):
         mesh = make_mesh(jax.devices()[:devices])
-        choice = Choice(Budget(density))
-        step = train_step(
-            Step(
-                module,
-                objective,
-                tx,
-                AUGMENTATIONS['none'],
-                mesh,
-                steps_per_epoch=1,
-                total_steps=1,
-                choice=choice if phase == 'prune' else None,
-                accumulate=config.accumulate,
-                batch_norm=config.batch_norm,
-                compute_dtype=config.compute_dtype,
-            )
-        )
+        step, first_state = training_step(config, phase, module, shapes, mesh)
         for batch_size in map(int, BATCH_SIZES.value):
             images = (batch_size * devices, *shape)
             batch = {
                 'image': jax.ShapeDtypeStruct(images, np.uint8),
                 'label': jax.ShapeDtypeStruct(images[:1], np.int32),
             }
-            new_state = partial(create_state, tx=tx, objective=objective, batch_shape=images)
+            new_state = partial(first_state, batch_shape=images)
             state = jax.eval_shape(new_state, shapes)
             carry = placed(state.carry, sharded(mesh))
             state = placed(state.replace(carry=()), replicated(mesh)).replace(carry=carry)

@@ -27,16 +27,14 @@ from unittest.mock import MagicMock
 import jax
 import numpy as np
 import torch
+from stepping import training_step
 
 from robustprune_jax import bounds, smoothing
 from robustprune_jax.config import default
 from robustprune_jax.models import create_model
 from robustprune_jax.network import logits_fn
-from robustprune_jax.objectives import OBJECTIVES
-from robustprune_jax.pruning import Budget, Choice, init_scores
+from robustprune_jax.pruning import init_scores
 from robustprune_jax.runtime import sharding
-from robustprune_jax.training.optim import optimizer, phase_labels
-from robustprune_jax.training.step import Step, create_state, train_step
 
 # our objective -> the original's trainer
 TRAINERS = {
@@ -68,6 +66,8 @@ def ours(arch: str, objective: str, batch_size: int, phase: str):
     config.attack.update(eps=EPS, step_size=STEP_SIZE, steps=STEPS)
     config.certified.eps = 0.007
     config.mixtrain.probability = 1.0
+    config.objective, config.densities = objective, (DENSITY,)
+    config[phase].ramp_epochs = 10.0 if objective == 'crown_ibp' else 0.0
     module = create_model(arch)
     images = images_of(arch, batch_size)
     variables = dict(
@@ -80,25 +80,10 @@ def ours(arch: str, objective: str, batch_size: int, phase: str):
             lambda x: (np.abs(x) >= np.quantile(np.abs(x), 1 - DENSITY)).astype(np.float32),
             variables.pop('scores'),
         )
-    trained = OBJECTIVES[objective](config)
-    tx = optimizer(config[phase], phase_labels(variables, phase), 100)
     batch = {'image': images, 'label': np.arange(batch_size, dtype=np.int32) % 10}
-    state = create_state(variables, tx, trained, images.shape)
+    update, first_state = training_step(config, phase, module, variables, sharding.make_mesh())
+    state = first_state(variables, batch_shape=images.shape)
     started = time.monotonic()
-    choice = Choice(Budget(DENSITY))
-    update = train_step(
-        Step(
-            module,
-            trained,
-            tx,
-            lambda key, x: x,
-            sharding.make_mesh(),
-            steps_per_epoch=100,
-            total_steps=2000,
-            ramp_epochs=10.0 if objective == 'crown_ibp' else 0.0,
-            choice=choice if phase == 'prune' else None,
-        )
-    )
     update = update.lower(state, batch, jax.random.key(1)).compile()
     seconds = time.monotonic() - started
 

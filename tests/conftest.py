@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import jax
@@ -8,12 +9,34 @@ from absl import flags
 from robustprune_jax import pipeline
 from robustprune_jax.config import TRAINED, default
 
-# Compiled programs are most of the tests' time, and are the same every run.
-jax.config.update(
-    'jax_compilation_cache_dir', str(Path.home() / '.cache' / 'robustprune_jax' / 'xla')
-)
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+CACHE = Path.home() / '.cache' / 'robustprune_jax' / 'xla'
+# Compiling is most of the tests' time: XLA optimises little, and keeps what it made for a next run.
+for name, value in {
+    'jax_disable_most_optimizations': True,
+    'jax_compilation_cache_dir': os.environ.get('JAX_COMPILATION_CACHE_DIR', str(CACHE)),
+    'jax_persistent_cache_min_compile_time_secs': 0.1,
+}.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)  # for the processes that tests start
 flags.FLAGS.mark_as_parsed()  # Grain's threads read flags
+
+
+def pytest_collection_modifyitems(items):
+    """One worker trains the finished run, for all tests that ask for it; others go file by file."""
+    for item in items:
+        group = 'finished' if 'finished' in item.fixturenames else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(autouse=True)
+def _optimised(request):
+    """Tests marked `optimised` run long enough for XLA's optimisations to pay."""
+    if not request.node.get_closest_marker('optimised'):
+        yield
+        return
+    jax.config.update('jax_disable_most_optimizations', False)
+    yield
+    jax.config.update('jax_disable_most_optimizations', True)
 
 
 @pytest.fixture(scope='session')

@@ -57,7 +57,8 @@ def test_a_callable_without_gradients_takes_square_only():
 def saved(tmp_path_factory):
     """A network on the digits, in a checkpoint and in a PyTorch file, and its variables."""
     folder = tmp_path_factory.mktemp('network')
-    variables = create_model('mnist_model').init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    module = create_model('mnist_model')
+    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
     meta = {
         'arch': 'mnist_model',
         'num_classes': 10,

@@ -41,7 +41,7 @@ class Everything(nn.Module):
 def everything():
     module = Everything()
     x = jax.random.uniform(jax.random.key(0), (3, 7, 7, 2))
-    variables = module.init(jax.random.key(1), x)
+    variables = jax.jit(module.init)(jax.random.key(1), x)
     statistics = jax.tree.map(lambda s: s + 0.3, variables['batch_stats'])
     return Partial(module.apply, {**variables, 'batch_stats': statistics}), x, jnp.arange(3)
 
@@ -49,7 +49,7 @@ def everything():
 def sampled_margins(network, images, labels, eps, norm='linf', count=1000):
     """The least margin of each class among random points of the ball within [0, 1], [B, K]."""
     rng = np.random.default_rng(0)
-    least = np.inf
+    every, least = jax.jit(jax.vmap(network)), np.inf
     for i in range(0, count, 250):
         delta = rng.uniform(-1, 1, (250, *images.shape))
         if i >= 500 and norm == 'linf':
@@ -61,7 +61,7 @@ def sampled_margins(network, images, labels, eps, norm='linf', count=1000):
             flat = delta.reshape(250, len(images), -1)
             delta /= np.linalg.norm(flat, order, axis=2).reshape(250, -1, 1, 1, 1)
         points = np.clip(images + eps * delta, 0, 1).astype(np.float32)
-        logits = np.asarray(jax.jit(jax.vmap(network))(points))
+        logits = np.asarray(every(points))
         own = np.take_along_axis(logits, np.asarray(labels)[None, :, None], 2)
         least = np.minimum(least, (own - logits).min(axis=0))
     return least
@@ -255,7 +255,7 @@ def test_residual_networks_with_batch_norm(arch):
         variables = import_state_dict(formula_state_dict(arch), arch)
     else:
         module = ResNet(blocks=(1, 1, 0, 0), bottleneck=False, imagenet_stem=False)
-        variables = module.init(jax.random.key(0), images)
+        variables = jax.jit(module.init)(jax.random.key(0), images)
     network = logits_fn(module, variables)
     sampled = sampled_margins(network, images, labels, 1e-4, count=250)
     for method in ('ibp', 'crown_ibp'):
@@ -294,7 +294,7 @@ class Odd(nn.Module):
 )
 def test_what_has_no_bound_is_refused_at_the_users_line(layer, message):
     images = jnp.full((1, 6, 6, 2), 0.09)
-    variables = Odd(layer).init(jax.random.key(0), images)
+    variables = jax.jit(Odd(layer).init)(jax.random.key(0), images)
     with pytest.raises(NotImplementedError, match=message):
         margins(Partial(Odd(layer).apply, variables), images, jnp.zeros(1, int), eps=0.02)
 

@@ -24,7 +24,7 @@ LABELS = np.arange(4) % 3
 @pytest.fixture(scope='module')
 def network():
     module = create_model('mnist_model', 3)
-    return logits_fn(module, module.init(jax.random.key(1), IMAGES))
+    return logits_fn(module, jax.jit(module.init)(jax.random.key(1), IMAGES))
 
 
 def products(jaxpr):

@@ -1,9 +1,9 @@
 import importlib.util
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from absl import app
 
 from robustprune_jax.attacks import NORMS
 from robustprune_jax.config import default, fields, with_argument
@@ -125,14 +125,14 @@ def test_a_norm_that_pgd_alone_knows_is_refused_before_training(field, value, me
         check(config)
 
 
-def config_file(path):
+def module_of(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-CONFIGS = {path: config_file(path) for path in sorted((ROOT / 'configs').glob('*.py'))}
+CONFIGS = {path: module_of(path) for path in sorted((ROOT / 'configs').glob('*.py'))}
 
 
 def variants(module):
@@ -173,6 +173,11 @@ def test_differences_name_the_leaf():
     assert list(differences(one, other)) == ['a.c: 2, 3', 'd: None, 0']
 
 
+@pytest.fixture(scope='module')
+def main():
+    return module_of(ROOT / 'main.py')  # once: it defines flags
+
+
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [
@@ -182,13 +187,13 @@ def test_differences_name_the_leaf():
         (['prune'], "unexpected argument 'prune'"),
     ],
 )
-def test_the_command_line_answers_in_one_line(flags, message, tmp_path):
-    run = subprocess.run(
-        [sys.executable, 'main.py', '--config=configs/digits.py', f'--workdir={tmp_path}', *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode != 0
-    assert message in run.stderr
-    assert 'Traceback' not in run.stderr
+def test_the_command_line_answers_in_one_line(main, flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    command = ['main.py', '--config=configs/digits.py', f'--workdir={tmp_path}', *flags]
+    monkeypatch.setattr(sys, 'argv', command)  # where ml_collections looks too
+    with pytest.raises(SystemExit) as stop:
+        app.run(main.main, flags_parser=main.parse_flags)
+    said = f'{stop.value.code}{capsys.readouterr().err}'
+    assert stop.value.code != 0
+    assert message in said
+    assert 'Traceback' not in said

@@ -11,38 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from stepping import compiled_step
 
 from robustprune_jax import pipeline
 from robustprune_jax.config import default
-from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.models import create_model
 from robustprune_jax.models.layers import batch_norm
-from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.rules import check
 from robustprune_jax.runtime import compiler
 from robustprune_jax.runtime.files import read_jsonl
-from robustprune_jax.runtime.sharding import make_mesh
 from robustprune_jax.training import checkpoint
-from robustprune_jax.training.state import place
-from robustprune_jax.training.step import Step, create_state, train_step
 
 
 def stepped(module, variables, batch, config, name, steps=1, **settings):
     """Returns the state after so many steps of SGD at rate 0.1, and its metrics."""
-    objective, tx, mesh = OBJECTIVES[name](config), optax.sgd(0.1), make_mesh()
-    update = train_step(
-        Step(
-            module,
-            objective,
-            tx,
-            AUGMENTATIONS['none'],
-            mesh,
-            steps_per_epoch=1,
-            total_steps=steps,
-            **settings,
-        )
+    update, state = compiled_step(
+        module, variables, batch['image'].shape, config, name, optax.sgd(0.1), **settings
     )
-    state = place(create_state(variables, tx, objective, batch['image'].shape), mesh)
     for _ in range(steps):
         state, metrics = update(state, batch, jax.random.key(0))
     return jax.device_get((state, metrics))
@@ -149,7 +134,7 @@ def mnist_step():
         'label': np.arange(8, dtype=np.int32) % 3,
     }
     module = create_model('mnist_model', 3)
-    variables = module.init(jax.random.key(0), batch['image'])
+    variables = jax.jit(module.init)(jax.random.key(0), batch['image'])
 
     def run(**settings):
         return stepped(module, variables, batch, default(), 'natural', 2, **settings)

@@ -157,7 +157,7 @@ def test_batch_norm_s_variance_is_right_around_a_large_mean(offset):
     x = np.random.default_rng(0).normal(size=(64, 8, 8, 4)) + offset
     x = x.astype(np.float32)
     module = BatchNormAlone()
-    variables = module.init(jax.random.key(0), x)
+    variables = jax.jit(module.init)(jax.random.key(0), x)
     y, moved = module.apply(variables, x, mutable=['batch_stats'])
     exact = x.astype(np.float64).var(axis=(0, 1, 2))
     var = (moved['batch_stats']['bn']['var'] - 0.9) / 0.1

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope='module')
 def small_config(tmp_path_factory):
-    """Flags of a run with BatchNorm. Without an attack, which would amplify float32's rounding."""
+    """A run with BatchNorm. Without an attack, which would amplify float32's rounding."""
     rng = np.random.default_rng(0)
     arrays = {}
     for part, count in (('train', 84), ('test', 21)):
@@ -32,25 +32,29 @@ def small_config(tmp_path_factory):
         arrays |= {f'{part}_images': images.astype(np.uint8), f'{part}_labels': labels}
     path = tmp_path_factory.mktemp('data') / 'bands.npz'
     np.savez(path, **arrays)
-    return [
-        '--config=configs/digits.py',
-        '--config.arch=vgg2_bn',
-        '--config.dataset.name=npz',
-        f'--config.dataset.dir={path}',
-        '--config.dataset.num_classes=4',
-        '--config.dataset.validation=4',
-        '--config.dataset.augment=crop_flip',
-        '--config.objective=natural',
-        '--config.evaluate.batch_size=8',
-        '--config.evaluate.pgd.steps=2',
-        '--config.log_every=1',
-        '--config.phases=pretrain,prune,evaluate',
-        '--config.evaluate.pruned=True',
-        '--config.pretrain.epochs=1',
-        '--config.pretrain.batch_size=16',
-        '--config.prune.epochs=1',
-        '--config.prune.batch_size=16',
-    ]
+    return {
+        'arch': 'vgg2_bn',
+        'dataset.name': 'npz',
+        'dataset.dir': str(path),
+        'dataset.num_classes': 4,
+        'dataset.validation': 4,
+        'dataset.augment': 'crop_flip',
+        'objective': 'natural',
+        'evaluate.batch_size': 8,
+        'evaluate.pgd.steps': 2,
+        'log_every': 1,
+        'phases': 'pretrain,prune,evaluate',
+        'evaluate.pruned': True,
+        'pretrain.epochs': 1,
+        'pretrain.batch_size': 16,
+        'prune.epochs': 1,
+        'prune.batch_size': 16,
+    }
+
+
+def command(config, workdir):
+    flags = [f'--config.{field}={value}' for field, value in config.items()]
+    return ['main.py', '--config=configs/digits.py', f'--workdir={workdir}', *flags]
 
 
 def start(arguments, devices):
@@ -100,71 +104,69 @@ def run(*arguments):
 
 
 @pytest.fixture(scope='module')
-def runs(small_config, tmp_path_factory):
-    """The same run, by two processes of two devices, and by one of four."""
-    workdir = tmp_path_factory.mktemp('runs')
-    for name, processes, devices in (('two', 2, 2), ('one', 1, 4)):
-        run([['main.py', f'--workdir={workdir / name}', *small_config]] * processes, devices)
-    return workdir / 'two', workdir / 'one'
+def folders(small_config, tmp_path_factory):
+    """The same programs, by two processes of two devices, and by one of four."""
+    proved = small_config | {
+        'arch': 'mnist_model',
+        'objective': 'crown_ibp',
+        'certified.eps': 0.02,
+        'phases': 'pretrain,evaluate',
+        'evaluate.examples': 12,
+        'evaluate.pgd.eps': 0.02,
+        'evaluate.certified.methods': 'ibp,crown',
+        'evaluate.attack': 'standard',
+        'evaluate.smooth.examples': 3,
+        'evaluate.smooth.n': 50,
+        'evaluate.smooth.batch_size': 16,
+    }
+    two, one = (tmp_path_factory.mktemp(name) for name in ('two', 'one'))
+    program = 'tests/process_programs.py'
+    run([[program, str(two), json.dumps({'pruned': small_config, 'proved': proved})]] * 2, 2)
+    # The same network, evaluated by one process.
+    proved |= {'phases': 'evaluate', 'source': str(two / 'proved/pretrain')}
+    run([[program, str(one), json.dumps({'pruned': small_config, 'proved': proved})]], 4)
+    return two, one
 
 
-def test_two_processes_train_what_one_does(runs):
-    for part in ('pretrain', 'density_0.1/hydra/prune'):
-        a, b = (ravel_pytree(checkpoint.load(path / part)[0])[0] for path in runs)
+def test_two_processes_train_what_one_does(folders):
+    for part in ('pruned/pretrain', 'pruned/density_0.1/hydra/prune'):
+        a, b = (ravel_pytree(checkpoint.load(folder / part)[0])[0] for folder in folders)
         assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(b)
-        assert len(read_jsonl(runs[0] / part / 'metrics.jsonl')) == 5  # of one process
+        assert len(read_jsonl(folders[0] / part / 'metrics.jsonl')) == 5  # of one process
 
 
-def test_two_processes_update_as_one_in_float64(tmp_path, monkeypatch):
-    """Five steps of TRADES in prune, with BatchNorm and augmentation."""
-    monkeypatch.setenv('JAX_ENABLE_X64', '1')
-    program = 'tests/device_programs.py'
-    run([[program, 'save', str(tmp_path / f'two{i}.npy')] for i in range(2)], 2)
-    run([[program, 'save', str(tmp_path / 'one.npy')]], 4)
-    one, *two = (np.load(tmp_path / f'{name}.npy') for name in ('one', 'two0', 'two1'))
-    assert one.dtype == np.float64
-    for vector in two:
-        np.testing.assert_allclose(vector, one, rtol=1e-9, atol=1e-9)
+def test_two_processes_update_as_one_in_float64(folders):
+    two, one = folders
+    expected = np.load(one / 'process0.npy')
+    assert expected.dtype == np.float64
+    for index in range(2):
+        found = np.load(two / f'process{index}.npy')
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_two_processes_count_every_test_image_once(runs):
+def results(folders, name):
+    return [json.loads((path / name / 'result.json').read_text())['networks'] for path in folders]
+
+
+def test_two_processes_count_every_test_image_once(folders):
     """21 images in batches of 8: the last batch is filled up, and one device has nothing real."""
-    two, one = runs
-    results = [json.loads((run / 'result.json').read_text())['networks'] for run in runs]
-    assert results[0] == results[1]
-    assert [network['name'] for network in results[0]] == ['pretrain', 'pruned_0.1']
-    for path in (two / 'examples').iterdir():
+    of_two, of_one = results(folders, 'pruned')
+    assert of_two == of_one
+    assert [network['name'] for network in of_two] == ['pretrain', 'pruned_0.1']
+    two, one = (folder / 'pruned/examples' for folder in folders)
+    for path in two.iterdir():
         lines = read_jsonl(path)[1:]
         assert [line['index'] for line in lines] == list(range(21))
-        assert lines == read_jsonl(one / 'examples' / path.name)[1:]
+        assert lines == read_jsonl(one / path.name)[1:]
 
 
-def test_two_processes_prove_and_attack_what_one_does(small_config, tmp_path):
-    """They ended in a traceback at the first bound. The same network, evaluated by one process."""
-    flags = [
-        *small_config,
-        '--config.arch=mnist_model',
-        '--config.objective=crown_ibp',
-        '--config.certified.eps=0.02',
-        '--config.evaluate.examples=12',
-        '--config.evaluate.pgd.eps=0.02',
-        '--config.evaluate.certified.methods=ibp,crown',
-        '--config.evaluate.attack=standard',
-        '--config.evaluate.smooth.examples=3',
-        '--config.evaluate.smooth.n=50',
-        '--config.evaluate.smooth.batch_size=16',
-    ]
-    two, one = tmp_path / 'two', tmp_path / 'one'
-    run([['main.py', f'--workdir={two}', *flags, '--config.phases=pretrain,evaluate']] * 2, 1)
-    source = ['--config.phases=evaluate', f'--config.source={two / "pretrain"}']
-    run([['main.py', f'--workdir={one}', *flags, *source]], 1)
-    (network,), (alone,) = (
-        json.loads((path / 'result.json').read_text())['networks'] for path in (two, one)
-    )
+def test_two_processes_prove_and_attack_what_one_does(folders):
+    """They ended in a traceback at the first bound."""
+    (network,), (alone,) = results(folders, 'proved')
     assert set(network['robust']) == {'pgd', 'standard', 'ibp', 'crown', 'smooth'}
     for evaluation in network['robust']:
-        name = f'examples/pretrain.{evaluation}.jsonl'
-        for a, b in zip(*(read_jsonl(path / name)[1:] for path in (two, one)), strict=True):
+        name = f'proved/examples/pretrain.{evaluation}.jsonl'
+        for a, b in zip(*(read_jsonl(path / name)[1:] for path in folders), strict=True):
             near = {
                 k: pytest.approx(v, abs=1e-4) if isinstance(v, float) else v for k, v in b.items()
             }
@@ -172,17 +174,12 @@ def test_two_processes_prove_and_attack_what_one_does(small_config, tmp_path):
     assert network['robust'] == alone['robust']
 
 
-def test_a_stopped_run_goes_on_with_other_processes(runs, small_config, tmp_path):
+def test_a_stopped_run_goes_on_with_other_processes(folders, small_config, tmp_path):
     """SIGTERM to one of two processes; then one process with one device finishes."""
     workdir = tmp_path / 'run'
-    flags = [
-        *small_config,
-        '--config.phases=prune',
-        f'--config.source={runs[0] / "pretrain"}',
-        '--config.prune.epochs=40',
-    ]
-    command = ['main.py', f'--workdir={workdir}', *flags]
-    both = start([command] * 2, 2)
+    source = str(folders[0] / 'pruned/pretrain')
+    config = small_config | {'phases': 'prune', 'source': source, 'prune.epochs': 40}
+    both = start([command(config, workdir)] * 2, 2)
     end = time.monotonic() + 300
     while not read_jsonl(workdir / 'density_0.1/hydra/prune/metrics.jsonl'):
         assert both[0].poll() is None, both[0].stdout.read()
@@ -194,15 +191,14 @@ def test_a_stopped_run_goes_on_with_other_processes(runs, small_config, tmp_path
     stopped = checkpoint.load_meta(workdir / 'density_0.1/hydra/prune')['step']
     assert 0 < stopped < 200
 
-    run([command], 1)
+    run([command(config, workdir)], 1)
     steps = [line['step'] for line in read_jsonl(workdir / 'density_0.1/hydra/prune/metrics.jsonl')]
     assert steps == list(range(1, 201))
 
 
 def test_processes_started_differently_are_refused(small_config, tmp_path):
-    command = ['main.py', f'--workdir={tmp_path / "run"}', *small_config]
-    other = [*command, '--config.seed=1', '--workdir=elsewhere']
-    for status, output in outputs(start([command, other], 1)):
+    one, other = command(small_config, tmp_path / 'run'), command(small_config, 'elsewhere')
+    for status, output in outputs(start([one, [*other, '--config.seed=1']], 1)):
         assert status == 1
         assert 'processes 0 and 1 were started differently: config.seed: 0, 1; workdir' in output
         assert 'Traceback' not in output
@@ -212,8 +208,7 @@ def test_processes_started_differently_are_refused(small_config, tmp_path):
 def test_what_one_process_finds_wrong_ends_all(small_config, tmp_path):
     """A folder that is a file on the first one's disk only, as far as the others know."""
     (tmp_path / 'run').write_text('not a folder')
-    command = ['main.py', f'--workdir={tmp_path / "run"}', *small_config]
-    for status, output in outputs(start([command] * 2, 1)):
+    for status, output in outputs(start([command(small_config, tmp_path / 'run')] * 2, 1)):
         assert status == 1
         assert 'run' in output and 'error: ' in output and 'Traceback' not in output
 
@@ -235,8 +230,8 @@ def test_any_error_of_one_process_ends_all():
 
 
 def test_a_process_that_never_joins_ends_the_wait(small_config, tmp_path):
-    command = ['main.py', f'--workdir={tmp_path}', *small_config, '--join_timeout=5']
-    first, second = start([command] * 2, 1)
+    impatient = [*command(small_config, tmp_path), '--join_timeout=5']
+    first, second = start([impatient] * 2, 1)
     second.kill()
     second.communicate()
     ((status, output),) = outputs([first])

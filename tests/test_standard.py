@@ -384,7 +384,7 @@ def test_evaluation_records_what_broke_each_image(tmp_path):
     config.evaluate.pgd.update(eps=0.3, steps=5)
     module = create_model('mnist_model')
     test = load(config.dataset).test
-    variables = module.init(jax.random.key(0), np.zeros((1, 28, 28, 1)))
+    variables = jax.jit(module.init)(jax.random.key(0), np.zeros((1, 28, 28, 1)))
     logits = module.apply(variables, test.images[:6] / np.float32(255))
     labels = np.array(jnp.argmax(logits, -1))
     labels[0] = (labels[0] + 1) % 10
