@@ -27,7 +27,7 @@ from robustprune_jax.models import MODELS, create_model
 from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.objectives.ramps import RAMPS
 from robustprune_jax.objectives.smooth import SMOOTHINGS
-from robustprune_jax.pruning import ALLOCATIONS, CRITERIA, METHODS, STRUCTURES
+from robustprune_jax.pruning import ALLOCATIONS, CRITERIA, METHODS, STRUCTURES, configured
 from robustprune_jax.pruning.rates import GRADIENTS
 from robustprune_jax.runtime import sharding
 from robustprune_jax.runtime.registry import lookup
@@ -161,6 +161,9 @@ FIELDS: dict[str, Rule] = {
     'pruning.structure': _named(('', *STRUCTURES)),
     'pruning.power': _part,
     'pruning.per_class': _at_least_0,
+    'pruning.n': _at_least_1,
+    'pruning.m': _at_least_1,
+    'pruning.undivided': _named(('stop', 'dense')),
     'pruning.rates.learning_rate': _above_0,
     'pruning.rates.momentum': _part,
     'pruning.rates.gamma': _at_least_0,
@@ -213,6 +216,15 @@ def _relations(config: ConfigDict) -> Iterator[tuple[str, bool, str]]:
     yield 'evaluate.pgd.norm', known, f'{" or ".join(BALLS)}: standard has no other'
     known = not proves or norm in BOUNDED
     yield 'evaluate.pgd.norm', known, f'{", ".join(BOUNDED)}: bounds have no other'
+    pruning = config.pruning
+    yield 'pruning.n', pruning.n <= pruning.m, 'at most pruning.m'
+    chosen = [configured(method, pruning) for method in methods(config)]
+    if any(method.structure == 'n_of_m' for method in chosen):
+        yield 'densities', densities == (pruning.n / pruning.m,), 'n / m, alone, for n_of_m'
+    learned = [method for method in chosen if method.allocation == 'learned']
+    alone = all(method.structure == 'weights' for method in learned)
+    yield 'pruning.structure', alone, 'weights, where the allocation is learned'
+    yield 'pruning.allocation', all(x.learned for x in learned), 'learned only where scores are'
     for phase in TRAINED:
         section = config[phase]
         if not section.epochs:

@@ -124,3 +124,23 @@ def test_each_class_keeps_its_own_largest_weights():
     np.testing.assert_array_equal(masks['head'], [[1, 0], [1, 1], [0, 1], [0, 0]])
     masks = topk_masks(scores, 0.5, head=('head',))
     np.testing.assert_array_equal(masks['head'], [[1, 0], [1, 0], [1, 0], [1, 0]])
+
+
+def test_two_of_four():
+    scores = {'a': jnp.array([[1.0, 5.0], [-2.0, 5.0], [3.0, 5.0], [0.0, 5.0]] * 2)}
+    masks = topk_masks(scores, 0.5, structure='n_of_m')
+    np.testing.assert_array_equal(masks['a'], [[0, 1], [1, 1], [1, 0], [0, 0]] * 2)
+    conv = jax.random.normal(jax.random.key(0), (3, 3, 8, 5))
+    mask = topk_masks({'a': conv}, 0.25, structure='n_of_m', n=1, m=4)['a']
+    kept = np.asarray(mask).reshape(3, 3, 2, 4, 5)
+    assert (kept.sum(axis=3) == 1).all()
+    largest = np.abs(conv).reshape(3, 3, 2, 4, 5).argmax(axis=3)
+    np.testing.assert_array_equal(kept.argmax(axis=3), largest)
+
+
+def test_inputs_that_do_not_divide_are_refused_by_name():
+    scores = {'conv1': {'kernel': jnp.ones((3, 3, 3, 8))}}
+    with pytest.raises(ValueError, match='conv1/kernel has 3 inputs, which 4 does not divide'):
+        topk_masks(scores, 0.5, structure='n_of_m')
+    masks = topk_masks(scores, 0.5, structure='n_of_m', undivided='dense')
+    assert masks['conv1']['kernel'].all()

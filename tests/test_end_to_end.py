@@ -332,6 +332,8 @@ def test_checkpoint_every_decides_what_is_saved(tiny_config, tmp_path):
         ({'overrides': 'lwm'}, 'expected METHOD.FIELD=VALUE'),
         ({'methods': 'hydra,lvm'}, "config.methods 'lvm': did you mean 'lwm'"),
         ({'source': 'PRETRAIN'}, 'starts from scratch'),
+        ({'pruning.structure': 'n_of_m'}, r'densities is \(0.5, 0.1\): expected n / m'),
+        ({'pruning.allocation': 'learned'}, 'learned only where scores are'),
     ],
 )
 def test_errors_before_training(finished, tiny_config, tmp_path, change, message):

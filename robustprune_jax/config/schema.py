@@ -146,6 +146,10 @@ def default() -> ConfigDict:
     # The last layer keeps so many weights of each class, or as many as it has for each; 0: none is
     # sure to be reached, as in the original.
     config.pruning.per_class = 1
+    # Of the structure n_of_m: 2:4 and the like, along the inputs; the density is n / m.
+    config.pruning.n = 2
+    config.pruning.m = 4
+    config.pruning.undivided = 'stop'  # | dense: layers whose inputs m does not divide stay whole
     config.pruning.rates = ConfigDict()  # of the allocation learned: HARP's kept fractions
     config.pruning.rates.learning_rate = 0.1  # of SGD, constant
     config.pruning.rates.momentum = 0.9

@@ -24,13 +24,16 @@ class Budget(NamedTuple):
 
     density: the kept fraction of all weights, in (0, 1]. power: of the allocation `power`.
     head: the path of the last layer's kernel, where it is to keep per_class weights or more of
-    each of its outputs, so that no class is cut off.
+    each of its outputs, so that no class is cut off. n, m, undivided: of the structure `n_of_m`.
     """
 
     density: float
     power: float = 0.5
     head: tuple[str, ...] | None = None
     per_class: int = 0
+    n: int = 2
+    m: int = 4
+    undivided: str = 'stop'
 
 
 class Allocation(NamedTuple):

@@ -29,6 +29,9 @@ def topk_masks(
     power: float = 0.5,
     head: tuple[str, ...] | None = None,
     per_class: int = 0,
+    n: int = 2,
+    m: int = 4,
+    undivided: str = 'stop',
     kept: dict | None = None,
 ) -> dict:
     """Returns 0/1 masks that keep the weights of largest |score|, ties to the lower index.
@@ -38,14 +41,16 @@ def topk_masks(
     `kept_count` of the whole network, exactly, and of each layer one at least. structure: a name of
     STRUCTURES. power: of the allocation 'power'. head: the path of the last layer's kernel, of
     which each output keeps per_class weights or more, where the layer's count goes so far.
-    kept: how many weights each leaf keeps, {path: number}, in place of the allocation.
+    n, m, undivided: of the structure 'n_of_m', whose density is n / m; layers that m does not
+    divide are an error ('stop') or stay whole ('dense'). kept: how many weights each leaf keeps,
+    {path: number}, in place of the allocation.
 
     The gradient is straight-through: identity in the mask, then through the absolute value, on kept
     and pruned entries alike, so dL/dscore = dL/dW_eff * W * sign(score), where sign(0) = 0.
     Raises ValueError on an unknown name, and on fewer weights than layers and classes need.
     """
     flat = flatten_dict(scores)
-    budget = Budget(density, power, head, per_class)
+    budget = Budget(density, power, head, per_class, n, m, undivided)
     share, rank = lookup(ALLOCATIONS, allocation, 'allocation')
     choose = lookup(STRUCTURES, structure, 'structure')
     kept = kept or share(flat, budget)

@@ -80,7 +80,8 @@ def choice(
         prunable = flatten_dict(variables['scores'])
         order = kernels_in_order(module, variables, image_shape)
         head = [path for path in order if path in prunable][-1]
-    budget = Budget(part.density, pruning.power, head, pruning.per_class)
+    settings = {name: pruning[name] for name in ('power', 'per_class', 'n', 'm', 'undivided')}
+    budget = Budget(part.density, head=head, **settings)
     rates = None
     if method.allocation == 'learned':
         rates = Rates(**{name: pruning.rates[name] for name in Rates._fields})
