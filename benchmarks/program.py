@@ -28,7 +28,7 @@ from ml_collections import config_flags
 from stepping import training_step
 
 from robustprune_jax.models import create_model
-from robustprune_jax.pruning.masks import init_scores, topk_masks
+from robustprune_jax.pruning import init_scores, topk_masks
 from robustprune_jax.runtime.sharding import make_mesh, put, replicated, sharded
 from robustprune_jax.training.state import place
 

@@ -33,7 +33,7 @@ from robustprune_jax import bounds, smoothing
 from robustprune_jax.config import default
 from robustprune_jax.models import create_model
 from robustprune_jax.network import logits_fn
-from robustprune_jax.pruning.masks import init_scores
+from robustprune_jax.pruning import init_scores
 from robustprune_jax.runtime import sharding
 
 # our objective -> the original's trainer

@@ -11,7 +11,7 @@ hour on two cores.
 
 from ml_collections import ConfigDict
 
-from robustprune_jax.config import default, recipes, with_argument
+from robustprune_jax.config import TRAINED, default, recipes, with_argument
 
 
 def classes(config: ConfigDict) -> None:
@@ -25,7 +25,6 @@ def fashion_mnist(config: ConfigDict) -> None:
     config.pretrain.update(epochs=20, ramp_epochs=10.0)
     config.prune.update(epochs=5, learning_rate=1e-3)
     config.finetune.update(epochs=8, learning_rate=5e-4)
-    config.lwm.update(epochs=8)
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -34,14 +33,14 @@ def get_config(arg: str = '') -> ConfigDict:
     recipes.colour_images(config, 'svhn_cropped')
     config.objective = 'crown_ibp'
     config.certified.eps = 0.007
-    for phase in ('pretrain', 'prune', 'finetune', 'lwm'):
+    for phase in TRAINED:
         config[phase].update(optimizer='adam', schedule='original_cosine')
     # Its schedule length of 120 epochs ends, as here, after 119. prune and what follows start at
     # full eps, where the loss is that of intervals alone.
     config.pretrain.update(epochs=200, learning_rate=1e-3, ramp_epochs=119.0)
     config.prune.update(epochs=20, learning_rate=1e-5)
     config.finetune.update(epochs=100, learning_rate=1e-5)
-    config.lwm.update(epochs=100, learning_rate=5e-4)
+    config.overrides = 'lwm.finetune.learning_rate=5e-4'
     config.evaluate.pgd.update(eps=0.007, step_size=0.0007)
     config.evaluate.certified.methods = 'ibp,crown_ibp'
     return with_argument(config, arg, {'classes': classes, 'fashion_mnist': fashion_mnist})

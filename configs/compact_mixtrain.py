@@ -10,7 +10,7 @@ python main.py --config=configs/compact_mixtrain.py --config.dataset.dir=data \
 
 from ml_collections import ConfigDict
 
-from robustprune_jax.config import default, recipes, with_argument
+from robustprune_jax.config import TRAINED, default, recipes, with_argument
 
 
 def large(config: ConfigDict) -> None:
@@ -30,7 +30,6 @@ def fashion_mnist(config: ConfigDict) -> None:
     config.pretrain.update(epochs=12, ramp_epochs=5.0)
     config.prune.update(epochs=3, learning_rate=1e-3)
     config.finetune.update(epochs=5)
-    config.lwm.update(epochs=5)
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -40,12 +39,11 @@ def get_config(arg: str = '') -> ConfigDict:
     config.objective = 'mixtrain'
     config.certified.update(eps=0.007, ramp='staircase')
     config.mixtrain.images = 5
-    for phase in ('pretrain', 'prune', 'finetune', 'lwm'):
+    for phase in TRAINED:
         config[phase].update(batch_size=50, optimizer='adam', schedule='original_cosine')
     config.pretrain.update(epochs=60, learning_rate=1e-3, ramp_epochs=15.0)
     config.prune.update(epochs=20, learning_rate=1e-5)
     config.finetune.update(epochs=60, learning_rate=5e-4)
-    config.lwm.update(epochs=60, learning_rate=5e-4)
     config.evaluate.pgd.update(eps=0.007, step_size=0.0007)
     config.evaluate.certified.methods = 'ibp,crown_ibp,symbolic'
     return with_argument(config, arg, {'large': large, 'fashion_mnist': fashion_mnist})

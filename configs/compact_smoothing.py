@@ -22,7 +22,7 @@ def fashion_mnist(config: ConfigDict) -> None:
     config.evaluate.examples = 2_000
     config.pretrain.update(epochs=10, learning_rate=0.05)
     config.prune.epochs = 4
-    config.finetune.epochs = config.lwm.epochs = 6
+    config.finetune.epochs = 6
 
 
 def get_config(arg: str = '') -> ConfigDict:

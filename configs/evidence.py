@@ -9,7 +9,7 @@ epochs as the learned mask is pruned and fine-tuned together, at the same learni
 
 from ml_collections import ConfigDict
 
-from robustprune_jax.config import default, recipes, with_argument
+from robustprune_jax.config import TRAINED, default, recipes, with_argument
 
 
 def trades(config: ConfigDict) -> None:
@@ -27,8 +27,8 @@ def crown_ibp(config: ConfigDict) -> None:
     config.objective = 'crown_ibp'
     config.pretrain.update(learning_rate=1e-3, ramp_epochs=6.0)
     config.prune.learning_rate = 1e-3
-    config.finetune.learning_rate = config.lwm.learning_rate = 5e-4
-    for phase in ('pretrain', 'prune', 'finetune', 'lwm'):
+    config.finetune.learning_rate = 5e-4
+    for phase in TRAINED:
         config[phase].update(optimizer='adam', schedule='original_cosine')
     config.evaluate.certified.methods = 'ibp,crown_ibp'
 
@@ -57,5 +57,5 @@ def get_config(arg: str = '') -> ConfigDict:
     config.pretrain.epochs = 10
     config.prune.epochs = 4
     config.finetune.epochs = 8
-    config.lwm.epochs = config.prune.epochs + config.finetune.epochs
+    config.overrides = f'lwm.finetune.epochs={config.prune.epochs + config.finetune.epochs}'
     return with_argument(config, arg, OBJECTIVES)

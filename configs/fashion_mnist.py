@@ -9,7 +9,7 @@ its schedule, densities 0.05 and 0.01, the first 2,000 test images.
 
 from ml_collections import ConfigDict
 
-from robustprune_jax.config import default, recipes, with_argument
+from robustprune_jax.config import TRAINED, default, recipes, with_argument
 
 
 def small(config: ConfigDict) -> None:
@@ -20,8 +20,8 @@ def small(config: ConfigDict) -> None:
     config.evaluate.pruned = True
     config.pretrain.epochs = 8
     config.prune.epochs = 4
-    config.finetune.epochs = config.lwm.epochs = 6
-    for phase in ('pretrain', 'prune', 'finetune', 'lwm'):
+    config.finetune.epochs = 6
+    for phase in TRAINED:
         config[phase].schedule = 'original_cosine'
 
 
@@ -34,5 +34,4 @@ def get_config(arg: str = '') -> ConfigDict:
     config.pretrain.update(epochs=12, learning_rate=0.05)
     config.prune.update(epochs=5)
     config.finetune.update(epochs=8)
-    config.lwm.update(epochs=8)
     return with_argument(config, arg, {'small': small})

@@ -16,7 +16,7 @@ from robustprune_jax.config import default, recipes, with_argument
 
 
 def random(config: ConfigDict) -> None:
-    config.lwm.score_init = 'kaiming_uniform'
+    config.methods = 'random'
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -24,8 +24,10 @@ def get_config(arg: str = '') -> ConfigDict:
     recipes.fashion_mnist(config)
     config.dataset.train_examples = 20_000
     config.dataset.validation = 1_000
-    config.phases = 'pretrain,lwm,evaluate'
+    config.phases = 'pretrain,finetune,evaluate'
+    config.methods = 'snip'
     config.densities = (0.1, 0.05, 0.01)
     config.pretrain.epochs = 0
-    config.lwm.update(score_init='snip', rescale=True, epochs=20, learning_rate=0.05)
+    config.pruning.rescale = True
+    config.finetune.update(epochs=20, learning_rate=0.05)
     return with_argument(config, arg, {'random': random})

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from robustprune_jax.config import default, with_argument
 
-PHASES = {'pretrain': (90, 0.1), 'prune': (20, 0.1), 'finetune': (90, 0.01), 'lwm': (90, 0.01)}
+PHASES = {'pretrain': (90, 0.1), 'prune': (20, 0.1), 'finetune': (90, 0.01)}
 
 
 def pod(config: ConfigDict) -> None:

@@ -24,7 +24,7 @@ def get_config(arg: str = '') -> ConfigDict:
     recipes.fashion_mnist(config)
     config.dataset.train_examples = 20_000
     config.dataset.validation = 1_000
-    config.phases = 'pretrain,prune,evaluate'
+    config.phases, config.methods = 'pretrain,prune,evaluate', 'hydra'
     config.densities = (0.8, 0.5, 0.2)
     config.pretrain.update(objective='natural', epochs=10, learning_rate=0.05)
     config.prune.epochs = 10

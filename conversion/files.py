@@ -7,8 +7,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from robustprune_jax.runtime.files import replacing
+
 from .fit import few, not_tensors
-from .torch_format import load_pth, save_pth, temporary_file
+from .torch_format import load_pth, save_pth
 
 # Where training code keeps the state dict in its file, in the order in which we look.
 _STATE_DICT_KEYS = ('state_dict', 'net', 'model', 'model_state_dict')
@@ -54,7 +56,7 @@ def write_checkpoint(
     # safetensors writes an array's memory as it lies, whatever its strides
     tensors = {k: np.ascontiguousarray(a).reshape(a.shape) for k, a in state_dict.items()}
     texts = {name: str(v) for name, v in fields.items() if isinstance(v, str | int | float)}
-    with temporary_file(path) as temporary:
+    with replacing(path) as temporary:
         safetensors.numpy.save_file(tensors, temporary, texts | {'format': 'pt'})
 
 

@@ -1,25 +1,30 @@
 """Makes a checkpoint of a PyTorch file, for `--config.source` of main.py:
 
 `python -m conversion.from_torch --pth FILE --out DIR [--arch NAME] [--density K]`
+
+A network of your own, --arch=package.module:Name, needs --names, its name table.
 """
 
 import argparse
+import json
 import math
 import os
 import sys
+from collections.abc import Sequence
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
+from robustprune_jax.config import TRAINED
+from robustprune_jax.pruning import is_kernel
 from robustprune_jax.training import checkpoint
 
 from .files import read_checkpoint
 from .fit import count_channels, count_classes, likely_architectures
-from .names import TABLES
+from .names import TABLES, Layer, draft, read_table
 from .state_dict import import_state_dict
 from .summary import line, summarise
 from .targets import unwrapped
-
-PHASES = ('pretrain', 'prune', 'finetune', 'lwm')
 
 
 def import_checkpoint(
@@ -29,15 +34,19 @@ def import_checkpoint(
     num_classes: int | None = None,
     density: float | None = None,
     phase: str | None = None,
+    method: str | None = None,
     image_size: int | None = None,
+    names: Sequence[Layer] | None = None,
 ) -> tuple[dict, dict, dict]:
     """Returns (variables, meta, summary) of the network in a PyTorch or safetensors file.
 
     arch: default: the one that the file names, or else the only one that its tensors fit.
-    density: the kept fraction; masked checkpoints need it, and of dense ones it makes the masks.
+    density: the kept fraction; masked checkpoints need it. Of dense ones the zeros are the masks;
+    default: where more than a hundredth of the weights is 0, the fraction of the others, else 1.
     phase: what the network comes from; default: finetune where it is pruned, pretrain elsewhere.
+    method: by what it was pruned, such as 'hydra', where that is known.
     image_size: pixels; default: what the first dense layer needs, else 224 for ImageNet's
-    architectures and 32 for the others.
+    architectures and 32 for the others. names: the name table of a network of your own, `arch`.
     meta is what checkpoint.save_network needs; the summary is that of conversion.summary.
     Raises ValueError where the file is not a network of `arch`, or fits several architectures.
     """
@@ -45,19 +54,35 @@ def import_checkpoint(
         raise ValueError(f'image_size is {image_size}: must be at least 1 pixel')
     contents, fields = read_checkpoint(path)
     state_dict, _ = unwrapped(contents)
+    if names and not arch:
+        raise ValueError('a name table needs the network that it is of: give --arch')
     arch = arch or _find_arch(state_dict, fields)
-    variables = import_state_dict(contents, arch, num_classes=num_classes, density=density)
+    names = names or arch
+    variables = import_state_dict(contents, names, num_classes=num_classes, density=density)
+    if density is None:
+        density = _nonzero_fraction(variables)
+        if density < 0.99:  # else no more than some weights that died
+            variables = import_state_dict(contents, names, density=density)
+        density = float(f'{density:.3g}')
     pruned = density is not None and density < 1
-    size = image_size or _image_size(state_dict, arch)
+    size = image_size or _image_size(state_dict, names)
     meta = {
         'arch': arch,
-        'num_classes': count_classes(state_dict, arch),
-        'image_shape': [size, size, count_channels(state_dict, arch)],
+        'num_classes': count_classes(state_dict, names),
+        'image_shape': [size, size, count_channels(state_dict, names)],
         'phase': phase or ('finetune' if pruned else 'pretrain'),
+        'method': method if pruned else None,
         'density': density if pruned else None,
         'epoch': _epoch(fields, path),
     }
     return variables, meta, summarise(path, arch, state_dict, variables)
+
+
+def _nonzero_fraction(variables):
+    kernels = [
+        leaf for path, leaf in flatten_dict(variables['params']).items() if is_kernel(path, leaf)
+    ]
+    return sum(map(np.count_nonzero, kernels)) / sum(leaf.size for leaf in kernels)
 
 
 def _epoch(fields, path):
@@ -72,20 +97,25 @@ def _find_arch(state_dict, fields):
     if isinstance(arch, str) and arch in TABLES:
         return arch
     likely = likely_architectures(state_dict)
-    if len(likely) != 1:
-        found = f'fit {" and ".join(likely)}' if likely else 'fit no known architecture'
-        raise ValueError(f'the tensors {found}: give --arch')
+    if not likely:
+        rows = ', '.join(json.dumps(layer) for layer in draft(state_dict))
+        raise ValueError(
+            'the tensors fit no known architecture: for a network of your own give '
+            f'--arch=package.module:Name and, corrected, in a file, --names: [{rows}]'
+        )
+    if len(likely) > 1:
+        raise ValueError(f'the tensors fit {" and ".join(likely)}: give --arch')
     return likely[0]
 
 
 def _image_size(state_dict, arch):
-    for layer in TABLES[arch]:
+    for layer in TABLES[arch] if isinstance(arch, str) else arch:
         if layer.kind == 'flatten' and layer.pixels is None:
             width = state_dict[f'{layer.torch}.weight'].shape[1]
             channels = layer.channels or count_channels(state_dict, arch)
             # All of these halve the image twice, but for the linear ones.
             return math.isqrt(width // channels) * (1 if layer.channels is None else 4)
-    return 224 if arch.startswith('ResNet') else 32
+    return 224 if isinstance(arch, str) and arch.startswith('ResNet') else 32
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -93,15 +123,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--pth', required=True, help='.pth, .pth.tar, .pt or .safetensors')
     parser.add_argument('--out', required=True, help='the checkpoint folder to write')
     parser.add_argument('--arch', help='default: found from the file')
+    parser.add_argument('--names', help='JSON name table of a network of your own')
     parser.add_argument('--density', type=float, help='the fraction of weights kept')
     parser.add_argument('--num_classes', type=int, help='checked where given')
-    parser.add_argument('--phase', choices=PHASES, help='default: finetune if pruned, or pretrain')
+    parser.add_argument('--phase', choices=TRAINED, help='default: finetune if pruned, or pretrain')
+    parser.add_argument('--method', help='what pruned it, such as hydra, where that is known')
     parser.add_argument('--image_size', type=int, help='pixels; default: from the architecture')
     args = parser.parse_args(argv)
     try:
         variables, meta, summary = import_checkpoint(
             args.pth, arch=args.arch, num_classes=args.num_classes, density=args.density,
-            phase=args.phase, image_size=args.image_size,
+            phase=args.phase, method=args.method, image_size=args.image_size,
+            names=read_table(args.names) if args.names else None,
         )  # fmt: skip
         checkpoint.save_network(args.out, variables, meta)
     except (ValueError, OSError) as error:

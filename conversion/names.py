@@ -10,12 +10,19 @@ by the layer's kind alone:
     norm     vectors and scalars, unchanged
 """
 
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from robustprune_jax.models.resnet import DEPTHS
 from robustprune_jax.models.vgg import PLANS
 from robustprune_jax.runtime.registry import lookup
+
+KINDS = ('conv', 'dense', 'flatten', 'norm')
 
 
 class Layer(NamedTuple):
@@ -208,6 +215,39 @@ def generic_leaves(params: dict, batch_stats: dict, scores: bool = False) -> lis
             name = f'{layer}/popup_scores'.lstrip('/')
             result.append(Leaf(name, 'scores', path, kernel))
     return result + [Leaf(path, 'batch_stats', path) for path in batch_stats]
+
+
+def draft(state_dict: Mapping[str, np.ndarray]) -> list[Layer]:
+    """Returns a name table for the tensors of an unknown network, to be corrected by hand: what
+    each layer is by its shape, with torch's name for its Flax path."""
+    table, channels = [], None
+    for name, weight in state_dict.items():
+        layer, _, leaf = name.rpartition('.')
+        if leaf != 'weight' or weight.ndim not in (1, 2, 4):
+            continue
+        flax, bias = layer.replace('.', '_'), f'{layer}.bias' in state_dict
+        if weight.ndim == 2 and channels:  # the first dense layer behind the convolutions
+            table.append(Layer(layer, flax, 'flatten', bias, channels))
+        else:
+            kind = {1: 'norm', 2: 'dense', 4: 'conv'}[weight.ndim]
+            table.append(Layer(layer, flax, kind, bias))
+        channels = {2: None, 4: len(weight)}.get(weight.ndim, channels)
+    return table
+
+
+def read_table(path: str | os.PathLike) -> list[Layer]:
+    """Returns a name table from a JSON file: rows [torch, flax, kind, bias, channels, pixels].
+
+    The fields are those of Layer, the last three optional.
+    Raises ValueError where the file is no such list.
+    """
+    try:
+        table = [Layer(*row) for row in json.loads(Path(path).read_text())]
+        if unknown := {layer.kind for layer in table} - set(KINDS):
+            raise ValueError(f'a layer is conv, dense, flatten or norm, not {unknown.pop()!r}')
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f'{path} is no name table: {error}') from None
+    return table
 
 
 def _leaf(layer, torch_leaf, collection, flax_leaf):

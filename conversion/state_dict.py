@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from robustprune_jax.pruning.masks import kept_count
+from robustprune_jax.pruning import kept_count
 from robustprune_jax.runtime.registry import lookup
 
 from . import unused
@@ -92,8 +92,8 @@ def import_state_dict(
     The variables hold 'params', 'batch_stats' where there is BatchNorm, and 'unused' where torch
     has tensors without a counterpart here. With `density`, the kept fraction, they hold 'masks':
     those of the `popup_scores`, which are kept in 'scores'; of a dense checkpoint those of its
-    zeros. A checkpoint with popup_scores does not say its density, so it must be given (1 for one
-    that is not pruned yet).
+    zeros, whatever its layers keep. A checkpoint with popup_scores does not say its density, so it
+    must be given (1 for one that is not pruned yet).
     Raises ValueError where names, shapes or the number of classes are not those of `arch`, where a
     tensor holds a NaN or an infinity, where `density` is missing, or is not that of a dense
     checkpoint.
@@ -124,24 +124,24 @@ def import_state_dict(
             lambda scores: top_mask(scores, kept_count(scores.size, density)), variables['scores']
         )
     elif density is not None:
-        variables['masks'] = _masks_of_zeros(state_dict, arch, density)
+        variables['masks'] = _masks_of_zeros(flat, arch, density)
     if extra:
         variables['unused'] = extra
     return variables
 
 
-def _masks_of_zeros(state_dict, arch, density):
-    masks = {}
-    for leaf in leaves(arch):
-        if leaf.kernel and leaf.path:
-            weight = from_torch(state_dict[leaf.torch], leaf)
-            kept, found = kept_count(weight.size, density), np.count_nonzero(weight)
-            if found > kept:
-                raise ValueError(
-                    f'{leaf.torch} has {found} non-zero weights, and density {density:g} keeps '
-                    f'{kept}: the checkpoint is not pruned that far'
-                )
-            masks[leaf.path] = top_mask(weight, kept)
+def _masks_of_zeros(flat, arch, density):
+    kernels = {
+        leaf.path: flat[f'params/{leaf.path}'] for leaf in leaves(arch) if leaf.kernel and leaf.path
+    }
+    found = sum(np.count_nonzero(kernel) for kernel in kernels.values())
+    kept = sum(kept_count(kernel.size, density) for kernel in kernels.values())
+    if found > kept:
+        raise ValueError(
+            f'{found} weights are not 0, and density {density:g} keeps {kept}: the checkpoint is '
+            'not pruned that far'
+        )
+    masks = {path: (kernel != 0).astype(kernel.dtype) for path, kernel in kernels.items()}
     return unflatten_dict(masks, sep='/')
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robustprune_jax.pruning.masks import sparsity
+from robustprune_jax.pruning import sparsity
 
 _NOT_PARAMETERS = ('running_mean', 'running_var', 'num_batches_tracked', 'popup_scores')
 

@@ -20,13 +20,13 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from robustprune_jax.graph.interpret import NESTED, interpret, place
 from robustprune_jax.models import create_model
 from robustprune_jax.network import logits_fn
-from robustprune_jax.pruning.masks import is_kernel
+from robustprune_jax.pruning import is_kernel
+from robustprune_jax.runtime.files import replacing
 from robustprune_jax.training import checkpoint
 
 from .onnx_graph import Constant, Graph, Tensor, on_host
 from .onnx_rules import RULES, translate
 from .summary import line, summarise
-from .torch_format import temporary_file
 
 _OPSET, _IR_VERSION = 17, 8  # of 2022, for runtimes and verifiers that are not the newest
 _LIBRARIES = tuple(os.path.dirname(library.__file__) + os.sep for library in (flax, jax))
@@ -71,7 +71,7 @@ def export_onnx(
         ir_version=_IR_VERSION,
     )
     onnx.checker.check_model(model, full_check=True)
-    with temporary_file(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
     return summarise(path, name, flatten_dict(variables['params'], sep='/'), variables)
 

@@ -4,16 +4,14 @@
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from robustprune_jax.training import checkpoint
 
 from .files import write_checkpoint
-from .names import TABLES, Layer
+from .names import TABLES, Layer, read_table
 from .state_dict import LAYOUTS, export_state_dict
 from .summary import line, summarise
 from .targets import TARGETS
@@ -48,18 +46,6 @@ def export_checkpoint(
     return summarise(path, meta['arch'], state_dict, variables)
 
 
-def read_names(path: str | os.PathLike) -> list[Layer]:
-    """Returns a name table from a JSON file: rows [torch, flax, kind, bias, channels, pixels].
-
-    The fields are those of conversion.names.Layer, the last three optional.
-    Raises ValueError where the file is no such list.
-    """
-    try:
-        return [Layer(*row) for row in json.loads(Path(path).read_text())]
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f'{path} is no name table: {error}') from None
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog='python -m conversion.to_torch', description=__doc__)
     parser.add_argument('--checkpoint', required=True, help='the folder of a phase')
@@ -74,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         variables, meta = checkpoint.load(args.checkpoint, which)
         summary = export_checkpoint(
             variables, meta, args.out, layout=args.layout, target=args.target,
-            names=read_names(args.names) if args.names else None,
+            names=read_table(args.names) if args.names else None,
         )  # fmt: skip
     except (ValueError, OSError) as error:
         sys.exit(f'to_torch: {error}')

@@ -6,7 +6,6 @@ what `save_pth` writes, memory-mapped too.
 """
 
 import collections
-import contextlib
 import io
 import math
 import os
@@ -14,11 +13,11 @@ import pickle
 import struct
 import sys
 import zipfile
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from robustprune_jax.runtime.files import replacing
 
 from .torch_pickle import LEGACY_MAGIC, STORAGES, Unpickler, load_legacy
 
@@ -36,7 +35,7 @@ def save_pth(path: str | os.PathLike, checkpoint: dict) -> None:
     arrays: list[np.ndarray] = []
     body = pickle.PROTO + b'\x02' + _pickled(checkpoint, 'checkpoint', arrays) + pickle.STOP
     with (
-        temporary_file(path) as temporary,
+        replacing(path) as temporary,
         zipfile.ZipFile(temporary, 'w', zipfile.ZIP_STORED) as archive,
     ):
         _write_record(archive, 'data.pkl', body)
@@ -45,18 +44,6 @@ def save_pth(path: str | os.PathLike, checkpoint: dict) -> None:
             data = np.ascontiguousarray(array).reshape(-1)
             _write_record(archive, f'data/{key}', data.view(np.uint8))
         _write_record(archive, 'version', b'3\n')
-
-
-@contextlib.contextmanager
-def temporary_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a path to write to, in the folder of `path`, and moves that file there at the end."""
-    path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_record(archive: zipfile.ZipFile, name: str, data) -> None:

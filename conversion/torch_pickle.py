@@ -107,6 +107,12 @@ class Unpickler(unpickle.Unpickler):
         super().__init__(file, size)
         self._load_storage = load_storage
 
+    def find_class(self, module, name):
+        try:
+            return super().find_class(module, name)
+        except ValueError as error:
+            raise ValueError(f'{error}; of a module, save its state_dict()') from None
+
     def persistent_load(self, persistent_id):
         kind, dtype, key, _device, elements, *view = persistent_id
         types = isinstance(dtype, np.dtype), isinstance(key, str), isinstance(elements, int)

@@ -8,20 +8,20 @@ import importlib.metadata
 
 # By name, so that what needs none of jax's libraries, such as a report, does not wait for them.
 _HOME = {
-    'apply_masks': 'pruning.masks',
+    'apply_masks': 'pruning',
     'certify': 'smoothing',
     'create_model': 'models',
     'default': 'config',
-    'init_scores': 'pruning.masks',
+    'init_scores': 'pruning',
     'load': 'zoo',
     'logits_fn': 'network',
     'margins': 'bounds',
     'pgd': 'attacks',
     'predict': 'smoothing',
     'run': 'pipeline',
-    'sparsity': 'pruning.masks',
+    'sparsity': 'pruning',
     'standard': 'attacks',
-    'topk_masks': 'pruning.masks',
+    'topk_masks': 'pruning',
     'verified': 'bounds',
 }
 __all__ = [*_HOME, '__version__']

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from functools import cache
 
-import jax
 from flax import linen
 from jax.tree_util import Partial
 
-from robustprune_jax.pruning.masks import effective_params, topk_masks
+from robustprune_jax.pruning import Choice, choose_masks, effective_params
 
 
 def _dense(variables):
@@ -18,14 +17,9 @@ def _dense(variables):
     return network
 
 
-def with_masks(variables: dict, density: float | None) -> dict:
-    """Returns `variables` with the masks that its scores choose at `density`; as is when None."""
-    if density is None:
-        return variables
-    return {
-        **variables,
-        'masks': jax.jit(topk_masks, static_argnums=1)(variables['scores'], density),
-    }
+def with_masks(variables: dict, choice: Choice | None) -> dict:
+    """Returns `variables` with the masks that their scores choose; as they are when it is None."""
+    return variables if choice is None else {**variables, 'masks': choose_masks(choice, variables)}
 
 
 @cache

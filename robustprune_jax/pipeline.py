@@ -1,4 +1,4 @@
-"""The whole job: one pretrained network, pruned to each density, beside the LWM baseline."""
+"""The whole job: one pretrained network, pruned by each method to each density."""
 
 import contextlib
 import json
@@ -15,25 +15,16 @@ from ml_collections import ConfigDict
 from conversion.to_torch import export_checkpoint
 from robustprune_jax import config as configs
 from robustprune_jax import report, rules, zoo
+from robustprune_jax.config import Part
 from robustprune_jax.data import Splits, load
 from robustprune_jax.evaluation.evaluate import evaluate
 from robustprune_jax.models import create_model
-from robustprune_jax.pruning.masks import SCORE_INITS
+from robustprune_jax.pruning import METHODS
 from robustprune_jax.runtime import distributed
 from robustprune_jax.runtime.files import differences, locked, write_atomically
 from robustprune_jax.training import checkpoint
 from robustprune_jax.training.loop import train
 from robustprune_jax.training.start import checkpoint_meta, phase_key, start_variables
-
-# phase -> the phase whose network it starts from
-SOURCE = {'prune': 'pretrain', 'finetune': 'prune', 'lwm': 'pretrain'}
-
-# phase -> the name of the network that it ends with, without the density
-NETWORK = {'pretrain': 'pretrain', 'prune': 'pruned', 'finetune': 'hydra', 'lwm': 'lwm'}
-# lwm's, by its scores: only 'scaled' ones choose the largest weights
-BASELINE = {'scaled': 'lwm', 'snip': 'snip'} | {
-    name: 'random' for name in SCORE_INITS if name != 'scaled'
-}
 
 PACKAGES = ('robustprune_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -59,33 +50,50 @@ def run(config: ConfigDict, workdir: Path | str) -> dict:
         _read_result(config, workdir)
     parts = ('train', 'validation', 'test')
     distributed.agree({f'{part} images': len(getattr(splits, part).labels) for part in parts})
-    _check_sources(config, wanted, splits, workdir)
+    parts = _parts(config, wanted)
+    _check_sources(config, wanted, parts, splits, workdir)
     with _claimed(config, workdir):
-        for name in [name for name in wanted if name != 'evaluate']:
-            for density in [None] if name == 'pretrain' else config.densities:
-                _run_phase(config, wanted, name, density, module, splits, workdir)
+        for part in parts:
+            _train_part(config, wanted, part, module, splits, workdir)
         return _evaluate_all(config, wanted, module, splits, workdir, started)
 
 
-def _run_phase(config, wanted, name, density, module, splits, workdir):
-    """Trains one phase at one density, unless that is done."""
-    directory = _folder(workdir, name, density)
+def _parts(config, wanted) -> list[Part]:
+    """What is to be trained, every part after the one that it starts from."""
+    pretrain = [Part('pretrain')] if 'pretrain' in wanted else []
+    return pretrain + [
+        Part(phase, method, density)
+        for density in config.densities
+        for method in configs.methods(config)
+        for phase in _phases(method)
+        if phase in wanted
+    ]
+
+
+def _phases(method: str) -> tuple[str, ...]:
+    return ('prune', 'finetune') if METHODS[method].learned else ('finetune',)
+
+
+def _train_part(config, wanted, part, module, splits, workdir):
+    """Trains one part, unless that is done."""
+    directory = workdir / part.folder
     with distributed.together():
         if jax.process_index() == 0:
             for sentence in checkpoint.set_damaged_aside(directory):
                 print(sentence, flush=True)
     if checkpoint.is_finished(directory):
         return
-    if name == 'pretrain':
+    if part.phase == 'pretrain':
         variables = _initial_variables(config, module, splits)
         if not config.pretrain.epochs:  # the random network is the pretrained one
-            about = checkpoint_meta(config, name, None, splits)
+            about = checkpoint_meta(config, part, None, splits)
             checkpoint.save_network(directory / 'checkpoints', variables, about)
             return
     else:
-        source, _ = checkpoint.load(_source(config, wanted, name, density, workdir))
-        variables = start_variables(config, name, density, source, module, splits)
-    train(config, name, density, module, variables, splits, directory)
+        config = configs.for_method(config, part.method)
+        source, _ = checkpoint.load(_source(config, wanted, part, workdir))
+        variables = start_variables(config, part, source, module, splits)
+    train(config, part, module, variables, splits, directory)
 
 
 def _evaluate_all(config, wanted, module, splits, workdir, started):
@@ -101,6 +109,7 @@ def _evaluate_all(config, wanted, module, splits, workdir, started):
             export_checkpoint(variables, meta, export)
         if 'evaluate' in wanted:
             entry = evaluate(config, name, module, variables, splits.test, workdir)
+            entry |= {'method': meta['method'], 'phase': meta['phase'], 'title': _title(meta)}
             entry['density'] = meta['density'] or 1.0
             entry['checkpoint'] = os.path.relpath(path, workdir)
             entry['export'] = os.path.relpath(export, workdir)
@@ -139,6 +148,7 @@ def _check_claim(config, workdir):
         saved = json.loads(path.read_text())
         if not saved:
             raise ValueError(f'it holds {saved}')
+        of_older_version = 'lwm' in saved
         # A version that adds a field gives it the default under which older runs were made.
         saved = configs.completed(saved, configs.identity(configs.default()))
     except (ValueError, AttributeError) as error:
@@ -146,7 +156,19 @@ def _check_claim(config, workdir):
             f'{path} is damaged ({error}): move it away, and the command that made {workdir} '
             'writes it anew'
         ) from None
-    found = '; '.join(differences(saved, configs.identity(config)))
+    if of_older_version:
+        raise ValueError(
+            f'{workdir} holds a run of robustprune_jax 0.1, of which only the report can be made '
+            'anew: choose a new --workdir'
+        )
+    here = configs.identity(config)
+    for fields in (saved, here):  # those of a method that is new here differ from nothing
+        fields['overrides'] = {
+            method: values
+            for method, values in configs.overrides(fields['overrides']).items()
+            if any(workdir.glob(f'density_*/{method}'))
+        }
+    found = '; '.join(differences(saved, here))
     if found:
         raise ValueError(
             f'{workdir} holds another experiment (there, here): {found}; choose a new --workdir'
@@ -170,41 +192,34 @@ def _claimed(config, workdir):
         yield
 
 
-def _folder(workdir: Path, name: str, density: float | None) -> Path:
-    return workdir / name if density is None else workdir / f'density_{_exact(density)}' / name
+def _before(part: Part) -> Part:
+    """The part that ends with the network that `part` starts from."""
+    phases = _phases(part.method)
+    return Part('pretrain') if part.phase == phases[0] else part._replace(phase=phases[0])
 
 
-def _exact(density: float) -> str:
-    """Returns a density as names spell it: in few digits where those are the whole number."""
-    return f'{density:g}' if float(f'{density:g}') == density else repr(density)
-
-
-def _source(config, wanted, name: str, density: float, workdir: Path) -> Path:
-    """Where the network is that phase `name` starts from: config.source, or in the workdir."""
-    before = SOURCE[name]
-    if config.source and SOURCE.get(wanted[0]) == before:
+def _source(config, wanted, part: Part, workdir: Path) -> Path:
+    """Where the network is that a part starts from: config.source, or in the workdir."""
+    before = _before(part)
+    if config.source and before.phase not in wanted:
         return Path(config.source)
-    return _folder(workdir, before, None if before == 'pretrain' else density)
+    return workdir / before.folder
 
 
-def _check_sources(config, wanted, splits, workdir):
-    """Every phase's source is there, or will be made by an earlier phase, and fits."""
+def _check_sources(config, wanted, parts, splits, workdir):
+    """Every part's source is there, or will be made by an earlier part, and fits."""
     if config.source and 'pretrain' in wanted:
         raise ValueError(
             'config.source is given, and pretrain is among config.phases: it starts from scratch'
         )
     if config.source and wanted == ['evaluate']:
-        _check_source(config, splits, Path(config.source), None, None)
-    for name in wanted:
-        if name not in SOURCE:
-            continue
-        for density in config.densities:
-            path = _source(config, wanted, name, density, workdir)
-            if path == Path(config.source) or SOURCE[name] not in wanted:
-                _check_source(config, splits, path, name, density)
+        _check_source(config, splits, Path(config.source), None)
+    for part in parts:
+        if part.phase != 'pretrain' and _before(part).phase not in wanted:
+            _check_source(config, splits, _source(config, wanted, part, workdir), part)
 
 
-def _check_source(config, splits, path, name, density):
+def _check_source(config, splits, path, part):
     try:
         meta = checkpoint.load_meta(path)
     except FileNotFoundError as error:
@@ -214,15 +229,17 @@ def _check_source(config, splits, path, name, density):
         'num_classes': config.dataset.num_classes,
         'image_shape': list(splits.train.images.shape[1:]),
     }
-    if name is not None:
-        expected['phase'] = SOURCE[name]
-    if name == 'finetune':
-        expected['density'] = density
+    if part:
+        before = _before(part)
+        expected['phase'] = before.phase
+        if before.phase == 'prune':
+            expected['density'] = part.density
+            expected |= {'method': part.method} if meta['method'] else {}  # imported: not said
     found = {field: meta.get(field) for field in expected}
     wrong = '; '.join(differences(found, expected))
     if wrong:
         raise ValueError(
-            f'the checkpoint {path} does not fit {name or "evaluate"} (found, expected): {wrong}'
+            f'the checkpoint {path} does not fit {part or "evaluate"} (found, expected): {wrong}'
         )
 
 
@@ -230,20 +247,17 @@ def _networks(config, wanted, workdir) -> dict[str, Path]:
     """The finished networks by name, in the order of the table."""
     if config.source and wanted == ['evaluate']:
         meta = checkpoint.load_meta(config.source)
-        suffix = '' if meta['density'] is None else f'_{_exact(meta["density"])}'
-        kind = _kind(meta['phase'], meta.get('score_init') or 'scaled')  # imported: not said
-        return {kind + suffix: Path(config.source)}
-    folders = {'pretrain': _folder(workdir, 'pretrain', None)}
-    for density in config.densities:
-        for name in ('prune', 'finetune', 'lwm') if config.evaluate.pruned else ('finetune', 'lwm'):
-            kind = _kind(name, config.lwm.score_init)
-            folders[f'{kind}_{_exact(density)}'] = _folder(workdir, name, density)
+        part = Part(meta['phase'], meta['method'] or 'imported', meta['density'])
+        return {(part if part.density else Part('pretrain')).network: Path(config.source)}
+    trained = 'pretrain', 'finetune', *(['prune'] if config.evaluate.pruned else [])
+    folders = {part.network: workdir / part.folder for part in _parts(config, trained)}
     return {name: path for name, path in folders.items() if checkpoint.is_finished(path)}
 
 
-def _kind(name: str, score_init: str) -> str:
-    """What the network is called that a phase ends with."""
-    return BASELINE[score_init] if name == 'lwm' else NETWORK[name]
+def _title(meta: dict) -> str:
+    """What reports call a network."""
+    method = meta['method'] or 'imported'
+    return METHODS[method].title if method in METHODS else method
 
 
 def _read_result(config, workdir) -> dict:

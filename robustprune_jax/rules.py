@@ -6,23 +6,29 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from robustprune_jax.attacks import NORMS
-from robustprune_jax.bounds import METHODS
+from robustprune_jax.attacks.standard import BALLS
+from robustprune_jax.bounds import METHODS as BOUNDS
+from robustprune_jax.bounds import NORMS as BOUNDED
 from robustprune_jax.config import (
     PHASES,
     TRAINED,
     default,
     fields,
+    for_method,
+    methods,
     names,
     objective_name,
+    overrides,
     pseudo_per_batch,
     repeats,
 )
 from robustprune_jax.data.augment import AUGMENTATIONS
-from robustprune_jax.models import MODELS
+from robustprune_jax.models import MODELS, create_model
 from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.objectives.ramps import RAMPS
 from robustprune_jax.objectives.smooth import SMOOTHINGS
-from robustprune_jax.pruning.masks import SCORE_INITS
+from robustprune_jax.pruning import ALLOCATIONS, CRITERIA, METHODS, STRUCTURES
+from robustprune_jax.pruning.rates import GRADIENTS
 from robustprune_jax.runtime import sharding
 from robustprune_jax.runtime.registry import lookup
 from robustprune_jax.training.optim import OPTIMIZERS, SCHEDULES
@@ -73,6 +79,18 @@ TYPES: dict[type, Rule] = {
     ),
 }
 
+
+def _architecture(field, value):
+    """A name, or what can be imported."""
+    if ':' not in value:
+        _named(MODELS)(field, value)
+        return
+    try:
+        create_model(value)
+    except ValueError as error:
+        raise ValueError(f'config.{field} is {value!r}: {error}') from None
+
+
 _at_least_0 = _must(lambda value: value >= 0, 'at least 0')
 _at_least_1 = _must(lambda value: value >= 1, 'at least 1')
 _above_0 = _must(lambda value: value > 0, 'more than 0')
@@ -94,7 +112,7 @@ _PHASE_FIELDS: dict[str, Rule] = {
 
 # Fields by themselves. dataset.name is looked up where its data are read.
 FIELDS: dict[str, Rule] = {
-    'arch': _named(MODELS),
+    'arch': _architecture,
     'seed': _must(lambda value: 0 <= value < 2**32, 'at least 0 and below 2**32'),  # jax's keys
     'phases': _each_named(PHASES),
     'densities': _must(
@@ -138,8 +156,17 @@ FIELDS: dict[str, Rule] = {
     'mixtrain.memory_gb': _above_0,
     **{f'{phase}.{field}': rule for phase in TRAINED for field, rule in _PHASE_FIELDS.items()},
     'pretrain.epochs': _at_least_0,  # 0: the random network
-    'prune.score_init': _named((*SCORE_INITS, 'snip')),
-    'lwm.score_init': _named((*SCORE_INITS, 'snip')),
+    'pruning.criterion': _named(('', *CRITERIA)),
+    'pruning.allocation': _named(('', *ALLOCATIONS, 'learned')),
+    'pruning.structure': _named(('', *STRUCTURES)),
+    'pruning.power': _part,
+    'pruning.per_class': _at_least_0,
+    'pruning.rates.learning_rate': _above_0,
+    'pruning.rates.momentum': _part,
+    'pruning.rates.gamma': _at_least_0,
+    'pruning.rates.minimum': _between,
+    'pruning.rates.gradient': _named(GRADIENTS),
+    'pruning.rates.start': _named(('uniform', 'erk', 'igq', 'power')),
     'evaluate.checkpoint': _named(('latest', 'best')),
     'evaluate.batch_size': _at_least_1,
     'evaluate.examples': _at_least_0,
@@ -149,7 +176,7 @@ FIELDS: dict[str, Rule] = {
     'evaluate.pgd.steps': _at_least_1,
     'evaluate.pgd.norm': _named(NORMS),
     'evaluate.pgd.restarts': _at_least_1,
-    'evaluate.certified.methods': _each_named(METHODS),
+    'evaluate.certified.methods': _each_named(BOUNDS),
     'evaluate.certified.memory_gb': _above_0,
     'evaluate.smooth.examples': _at_least_0,
     'evaluate.smooth.sigma': _pixels,
@@ -170,6 +197,8 @@ def _relations(config: ConfigDict) -> Iterator[tuple[str, bool, str]]:
     """Yields what must hold of fields beside others: a field, whether it does, what is expected."""
     densities = config.densities
     yield 'phases', bool(names(config.phases)), f'at least one of {", ".join(PHASES)}'
+    trains_none = not methods(config) and set(names(config.phases)) & {'prune', 'finetune'}
+    yield 'methods', not trains_none, f'at least one of {", ".join(METHODS)}'
     yield 'densities', len(densities) > 0, 'at least one kept fraction'
     yield 'densities', len(set(densities)) == len(densities), 'no density twice'
     for field, attack in (('attack', config.attack), ('evaluate.pgd', config.evaluate.pgd)):
@@ -179,6 +208,11 @@ def _relations(config: ConfigDict) -> Iterator[tuple[str, bool, str]]:
     yield 'attack.norm', not free or config.attack.norm == 'linf', 'linf: free has no other'
     enough = config.evaluate.attack == 'pgd' or config.dataset.num_classes >= 4
     yield 'evaluate.attack', enough, 'pgd: standard needs at least 4 classes'
+    norm, proves = config.evaluate.pgd.norm, names(config.evaluate.certified.methods)
+    known = config.evaluate.attack == 'pgd' or norm in BALLS
+    yield 'evaluate.pgd.norm', known, f'{" or ".join(BALLS)}: standard has no other'
+    known = not proves or norm in BOUNDED
+    yield 'evaluate.pgd.norm', known, f'{", ".join(BOUNDED)}: bounds have no other'
     for phase in TRAINED:
         section = config[phase]
         if not section.epochs:
@@ -208,6 +242,15 @@ def check(config: ConfigDict) -> None:
         if field not in values:
             raise ValueError(f'config.{field} is missing: start from config.default()')
         TYPES[type(usual)](field, values[field])
+    _each_named(METHODS)('methods', config.methods)
+    for method in overrides(config.overrides):
+        lookup(METHODS, method, 'method in config.overrides')
+    for method in (None, *methods(config)):
+        _check_values(for_method(config, method))
+
+
+def _check_values(config):
+    values = fields(config)
     for field, rule in FIELDS.items():
         rule(field, values[field])
     for phase in TRAINED:

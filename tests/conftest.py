@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 
 from robustprune_jax import pipeline
-from robustprune_jax.config import default
+from robustprune_jax.config import TRAINED, default
 
 CACHE = Path.home() / '.cache' / 'robustprune_jax' / 'xla'
 # Compiling is most of the tests' time: XLA optimises little, and keeps what it made for a next run.
@@ -67,7 +67,7 @@ def tiny_config(tiny_npz):
         config.attack.update(steps=2, eps=0.05)
         config.evaluate.update(batch_size=16)
         config.evaluate.pgd.update(steps=3, eps=0.05)
-        for phase in ('pretrain', 'prune', 'finetune', 'lwm'):
+        for phase in TRAINED:
             config[phase].update(epochs=4, batch_size=32, learning_rate=0.1)
         config.pretrain.epochs = 8
         return config

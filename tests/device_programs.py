@@ -19,7 +19,7 @@ from stepping import compiled_step, phase_optimizer
 from robustprune_jax.attacks import cross_entropy
 from robustprune_jax.config import default
 from robustprune_jax.models.layers import batch_norm
-from robustprune_jax.pruning.masks import init_scores
+from robustprune_jax.pruning import init_scores
 from robustprune_jax.runtime import sharding
 
 SHAPE = (16, 16, 16, 3)

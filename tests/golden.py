@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from robustprune_jax.models import create_model
-from robustprune_jax.pruning.masks import effective_params
+from robustprune_jax.pruning import effective_params
 
 DATA = Path(__file__).parent / 'data'
 ARCHITECTURES = json.loads((DATA / 'architectures.json').read_text())

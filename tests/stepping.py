@@ -7,10 +7,11 @@ from ml_collections import ConfigDict
 
 from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.objectives import OBJECTIVES
+from robustprune_jax.pruning import Budget, Choice
 from robustprune_jax.runtime.sharding import make_mesh
 from robustprune_jax.training.optim import optimizer, phase_labels
 from robustprune_jax.training.state import place
-from robustprune_jax.training.step import create_state, train_step
+from robustprune_jax.training.step import Step, create_state, train_step
 
 
 def phase_optimizer(config: ConfigDict, phase: str, variables: dict):
@@ -34,14 +35,16 @@ def compiled_step(
     """Returns a step, on all devices unless a mesh is given, and the state that it starts from."""
     objective, mesh = OBJECTIVES[objective](config), mesh or make_mesh()
     update = train_step(
-        module,
-        objective,
-        tx,
-        AUGMENTATIONS[augment],
-        mesh,
-        steps_per_epoch=1,
-        total_steps=1,
-        density=density,
-        **settings,
+        Step(
+            module,
+            objective,
+            tx,
+            AUGMENTATIONS[augment],
+            mesh,
+            steps_per_epoch=1,
+            total_steps=1,
+            choice=density and Choice(Budget(density)),
+            **settings,
+        )
     )
     return update, place(create_state(variables, tx, objective, batch_shape), mesh)

@@ -13,7 +13,7 @@ from robustprune_jax.bounds import METHODS, margins
 from robustprune_jax.models import create_model
 from robustprune_jax.models.resnet import ResNet
 from robustprune_jax.network import logits_fn
-from robustprune_jax.pruning.masks import init_scores, topk_masks
+from robustprune_jax.pruning import init_scores, topk_masks
 
 GOLDEN = json.loads((DATA / 'bounds.json').read_text())
 

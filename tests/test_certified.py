@@ -154,7 +154,7 @@ def certified_run(tiny_config, tmp_path_factory):
     config.phases = 'pretrain,prune,finetune,evaluate'
     config.certified.eps = config.evaluate.pgd.eps = 0.02
     config.evaluate.certified.methods = 'ibp,crown_ibp,symbolic'
-    for phase in ('pretrain', 'prune', 'finetune', 'lwm'):
+    for phase in ('pretrain', 'prune', 'finetune'):
         config[phase].update(optimizer='adam', learning_rate=2e-3)
     config.pretrain.update(epochs=16, ramp_epochs=8.0)
     workdir = tmp_path_factory.mktemp('certified') / 'run'
@@ -179,7 +179,7 @@ def test_verified_images_survive_a_strong_attack(certified_run):
     config, workdir, _ = certified_run
     module = create_model(config.arch, 3)
     images, labels = load(config.dataset).test
-    for name, folder in (('pretrain', 'pretrain'), ('hydra_0.5', 'density_0.5/finetune')):
+    for name, folder in (('pretrain', 'pretrain'), ('hydra_0.5', 'density_0.5/hydra/finetune')):
         network = logits_fn(module, checkpoint.load(workdir / folder)[0])
         attacked = pgd(
             network, jax.random.key(1), jnp.asarray(images / 255, jnp.float32), labels,

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from absl import app
 
+from robustprune_jax.attacks import NORMS
 from robustprune_jax.config import default, fields, with_argument
 from robustprune_jax.rules import check
 from robustprune_jax.runtime.files import differences
@@ -51,7 +52,7 @@ def test_a_wrong_argument_is_named(argument, message):
         ('prune.epochs', 0, 'config.prune.epochs'),
         ('densities', (0.1, 0.1), 'no density twice'),
         ('prune.momentum', 1.0, 'below 1'),
-        ('lwm.warmup_epochs', 20.0, 'below epochs'),
+        ('finetune.warmup_epochs', 20.0, 'below epochs'),
         ('evaluate.attack', 'apgd', "unknown config.evaluate.attack 'apgd': did you mean 'pgd'"),
         ('evaluate.pgd.norm', 'l_2', "unknown config.evaluate.pgd.norm 'l_2': did you mean 'l2'"),
         ('prune.objective', 'nat', "unknown config.prune.objective 'nat': did you mean 'natural'"),
@@ -104,6 +105,23 @@ def test_the_original_cosine_needs_two_epochs():
     config = default()
     config.prune.update(schedule='original_cosine', epochs=1)
     with pytest.raises(ValueError, match=r'prune.epochs.*rate 0'):
+        check(config)
+
+
+@pytest.mark.parametrize(
+    ('field', 'value', 'message'),
+    [
+        ('attack', 'standard', 'standard has no other'),
+        ('certified.methods', 'ibp', 'bounds have no'),
+    ],
+)
+def test_a_norm_that_pgd_alone_knows_is_refused_before_training(field, value, message, monkeypatch):
+    monkeypatch.setitem(NORMS, 'l3', NORMS['l2'])
+    config = default()
+    config.evaluate.pgd.norm = 'l3'
+    check(config)
+    config.update_from_flattened_dict({f'evaluate.{field}': value})
+    with pytest.raises(ValueError, match=f"config.evaluate.pgd.norm is 'l3': .*{message}"):
         check(config)
 
 

@@ -530,14 +530,6 @@ def test_evaluation_sees_every_example_once_and_marks_the_padding():
     assert seen[-1]['image'][:, 0, 0, 0].tolist() == [8, 9, 0, 0]
 
 
-def test_evaluation_goes_on_where_it_stopped():
-    labels = np.arange(10)
-    images = images_like(labels)
-    rest = list(batches.eval_batches(images, labels, 4, start=8))
-    assert len(rest) == 1 and rest[0]['label'].tolist() == [8, 9, 0, 0]
-    assert list(batches.eval_batches(images, labels, 4, start=10)) == []
-
-
 # --- augmentation -----------------------------------------------------------------------------
 
 

@@ -1,10 +1,18 @@
 """The snippets of the docs run, and docs/results.md shows what the report makes of the results."""
 
+import contextlib
 import re
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from robustprune_jax.attacks import NORMS
+from robustprune_jax.bounds.rules import RULES
+from robustprune_jax.data import SOURCES
+from robustprune_jax.models import MODELS
+from robustprune_jax.objectives import OBJECTIVES
+from robustprune_jax.pruning import CRITERIA, METHODS
 from robustprune_jax.report import __main__ as command
 
 ROOT = Path(__file__).parents[1]
@@ -45,3 +53,17 @@ def test_snippets_run(capsys):
     assert (stand, proved) == pytest.approx((0.86, 0.81), abs=0.005)  # as the comments say
     for code in (own, *snippets('docs/certificates.md'), *snippets('README.md')):
         exec(code, dict(names))
+
+
+def test_extensions_run_together(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    with contextlib.ExitStack() as restored:
+        for registry in (CRITERIA, METHODS, NORMS, OBJECTIVES, RULES, MODELS, SOURCES):
+            restored.enter_context(mock.patch.dict(registry))
+        for code in snippets('docs/extending.md'):
+            exec(code, names)
+    _, network = names['result']['networks']
+    assert network['title'] == 'lottery' and network['density'] == 0.2
+    assert network['robust']['pgd']['norm'] == 'l1'
+    assert network['robust']['crown']['accuracy'] > 0.5

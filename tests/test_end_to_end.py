@@ -13,9 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from conversion import load_pth
-from robustprune_jax import pipeline
-from robustprune_jax.pruning.masks import kept_count
+from conversion import from_torch, load_pth, to_onnx, to_torch
+from robustprune_jax import pipeline, rules, zoo
+from robustprune_jax.pruning import kept_count
 from robustprune_jax.runtime.files import read_jsonl
 from robustprune_jax.training import checkpoint
 
@@ -37,10 +37,13 @@ def test_result_of_a_run(finished):
     networks = {network['name']: network for network in result['networks']}
     assert sorted(networks) == sorted(NETWORKS)
     for name, network in networks.items():
-        density = float(name.partition('_')[2] or 1)
+        method, _, density = name.partition('_')
+        density = float(density or 1)
         masks = weights(workdir / network['checkpoint'])
         sizes = [leaf.size for leaf in jax.tree.leaves(masks.get('masks', {}))]
         assert network['density'] == density
+        assert network['method'] == (None if name == 'pretrain' else method)
+        assert sum(kept for kept, _ in network['layers'].values()) == network['kept']
         if sizes:
             assert network['kept'] == sum(kept_count(size, density) for size in sizes)
         assert network['examples'] == network['robust']['pgd']['examples'] == 40
@@ -61,9 +64,9 @@ def test_result_of_a_run(finished):
 
 def test_exports_are_the_masked_networks(finished):
     workdir, _ = finished
-    for name, folder in (('hydra_0.1', 'finetune'), ('lwm_0.1', 'lwm')):
+    for name, folder in (('hydra_0.1', 'hydra'), ('lwm_0.1', 'lwm')):
         state_dict = load_pth(workdir / 'export' / f'{name}.pth.tar')['state_dict']
-        variables = weights(workdir / 'density_0.1' / folder)
+        variables = weights(workdir / 'density_0.1' / folder / 'finetune')
         dense = variables['params']['dense2']['kernel'] * variables['masks']['dense2']['kernel']
         np.testing.assert_array_equal(state_dict['7.weight'], dense.T)
 
@@ -71,9 +74,9 @@ def test_exports_are_the_masked_networks(finished):
 def test_prune_freezes_weights_and_finetune_freezes_masks(finished):
     workdir, _ = finished
     pretrained = weights(workdir / 'pretrain')
-    pruned = weights(workdir / 'density_0.1/prune')
-    finetuned = weights(workdir / 'density_0.1/finetune')
-    lwm = weights(workdir / 'density_0.1/lwm')
+    pruned = weights(workdir / 'density_0.1/hydra/prune')
+    finetuned = weights(workdir / 'density_0.1/hydra/finetune')
+    lwm = weights(workdir / 'density_0.1/lwm/finetune')
     assert_same(pruned['params'], pretrained['params'])
     assert_same(finetuned['masks'], pruned['masks'])
     assert_same(finetuned['scores'], pruned['scores'])
@@ -88,7 +91,7 @@ def test_prune_freezes_weights_and_finetune_freezes_masks(finished):
 
 def test_metrics_and_report(finished):
     workdir, _ = finished
-    for part in ('pretrain', 'density_0.5/prune', 'density_0.1/lwm'):
+    for part in ('pretrain', 'density_0.5/hydra/prune', 'density_0.1/lwm/finetune'):
         lines = read_jsonl(workdir / part / 'metrics.jsonl')
         assert [line['epoch'] for line in lines] == list(range(1, 9 if part == 'pretrain' else 5))
         for line in lines:
@@ -159,7 +162,7 @@ def test_killed_and_stopped_runs_end_with_the_same_weights(finished, tiny_config
     config = tiny_config()
     workdir = tmp_path / 'killed'
     twice, once = (signal.SIGTERM, signal.SIGTERM), (signal.SIGINT,)
-    for part, signals in (('pretrain', twice), ('density_0.5/prune', once)):
+    for part, signals in (('pretrain', twice), ('density_0.5/hydra/prune', once)):
         process = launch(config, workdir)
         wait_for(workdir / part, process)
         for number in signals:
@@ -173,17 +176,22 @@ def test_killed_and_stopped_runs_end_with_the_same_weights(finished, tiny_config
         assert not (workdir / 'lock').exists()
 
     process = launch(config, workdir)
-    wait_for(workdir / 'density_0.5/finetune', process)
+    wait_for(workdir / 'density_0.5/hydra/finetune', process)
     with pytest.raises(ValueError, match=f'in use by process {process.pid}'):
         pipeline.run(config, workdir)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert not checkpoint.is_finished(workdir / 'density_0.5/finetune')
+    assert not checkpoint.is_finished(workdir / 'density_0.5/hydra/finetune')
 
     process = launch(config, workdir)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    for part in ('pretrain', 'density_0.5/prune', 'density_0.1/finetune', 'density_0.1/lwm'):
+    for part in (
+        'pretrain',
+        'density_0.5/hydra/prune',
+        'density_0.1/hydra/finetune',
+        'density_0.1/lwm/finetune',
+    ):
         assert_same(weights(workdir / part), weights(finished[0] / part))
         steps = [line['step'] for line in read_jsonl(workdir / part / 'metrics.jsonl')]
         assert steps == sorted(set(steps))  # the killed run's lines do not stay beside the new
@@ -201,10 +209,13 @@ def test_parts_from_a_source(finished, tiny_config, tmp_path):
     """One phase in a workdir of its own, from another run's network, then the next."""
     config = tiny_config()
     config.densities = (0.5,)
-    config.phases = 'prune'
+    config.phases, config.methods = 'prune', 'hydra'
     config.source = str(finished[0] / 'pretrain')
     pipeline.run(config, tmp_path)
-    assert_same(weights(tmp_path / 'density_0.5/prune'), weights(finished[0] / 'density_0.5/prune'))
+    assert_same(
+        weights(tmp_path / 'density_0.5/hydra/prune'),
+        weights(finished[0] / 'density_0.5/hydra/prune'),
+    )
     assert not (tmp_path / 'pretrain').exists()
 
     config.phases, config.source = 'finetune,evaluate', ''
@@ -215,7 +226,7 @@ def test_parts_from_a_source(finished, tiny_config, tmp_path):
 def test_evaluation_only(finished, tiny_config, tmp_path):
     config = tiny_config()
     config.phases = 'evaluate'
-    config.source = str(finished[0] / 'density_0.1/finetune/checkpoints')
+    config.source = str(finished[0] / 'density_0.1/hydra/finetune/checkpoints')
     config.evaluate.pgd.restarts = 3
     (network,) = pipeline.run(config, tmp_path)['networks']
     once = next(n for n in finished[1]['networks'] if n['name'] == 'hydra_0.1')
@@ -253,23 +264,31 @@ def test_robust_mask_of_a_natural_network(tiny_config, tmp_path):
     config.phases = 'pretrain,prune,evaluate'
     config.evaluate.pruned = True
     names = [network['name'] for network in pipeline.run(config, tmp_path)['networks']]
-    assert names == ['pretrain', 'pruned_0.5']
+    assert names == ['pretrain', 'hydra_0.5_pruned']
     assert 'robust_accuracy' not in read_jsonl(tmp_path / 'pretrain/metrics.jsonl')[0]
-    assert 'robust_accuracy' in read_jsonl(tmp_path / 'density_0.5/prune/metrics.jsonl')[0]
+    assert 'robust_accuracy' in read_jsonl(tmp_path / 'density_0.5/hydra/prune/metrics.jsonl')[0]
 
 
 def test_divergence_stops_and_keeps_what_is_saved(finished, tiny_config, tmp_path):
     config = tiny_config()
     config.source = str(finished[0] / 'pretrain')
-    config.phases = 'lwm'
+    config.phases, config.methods = 'finetune', 'lwm'
     config.densities = (0.5,)
-    config.lwm.update(learning_rate=1e25, warmup_epochs=1.0)
+    config.finetune.update(learning_rate=1e25, warmup_epochs=1.0)
     config.log_every = 1
-    with pytest.raises(FloatingPointError, match=r'lwm 0.5: the loss is not finite') as error:
+    with pytest.raises(
+        FloatingPointError, match=r'lwm 0.5 finetune: the loss is not finite'
+    ) as error:
         pipeline.run(config, tmp_path)
-    logged = read_jsonl(tmp_path / 'density_0.5/lwm/metrics.jsonl')  # steps as the log counts them
+    logged = read_jsonl(
+        tmp_path / 'density_0.5/lwm/finetune/metrics.jsonl'
+    )  # steps as the log counts them
     assert f'at step {len(logged) + 1};' in str(error.value)
-    saved = weights(tmp_path / 'density_0.5/lwm') if list(tmp_path.glob('*/lwm/*/*')) else {}
+    saved = (
+        weights(tmp_path / 'density_0.5/lwm/finetune')
+        if list(tmp_path.glob('*/lwm/finetune/*/*'))
+        else {}
+    )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved))
 
 
@@ -305,13 +324,19 @@ def test_checkpoint_every_decides_what_is_saved(tiny_config, tmp_path):
         ({'phases': 'prune', 'source': 'PRETRAIN', 'arch': 'cifar_model'}, 'arch'),
         ({'phases': 'prune', 'source': 'PRETRAIN', 'dataset.num_classes': 4}, 'num_classes: 3, 4'),
         ({'phases': 'prune', 'source': 'PRUNED'}, "phase: 'prune', 'pretrain'"),
+        ({'phases': 'finetune', 'source': 'PRUNED'}, 'does not fit lwm'),
         ({'phases': 'finetune', 'source': 'PRUNED', 'densities': (0.2,)}, 'density: 0.5, 0.2'),
+        ({'overrides': 'lwm.finetune.epoch=3'}, "'finetune.epoch': did you mean 'finetune.epochs'"),
+        ({'overrides': 'lwn.finetune.epochs=3'}, "method in config.overrides 'lwn'"),
+        ({'overrides': 'lwm.finetune.epochs=0'}, 'finetune.epochs is 0'),
+        ({'overrides': 'lwm'}, 'expected METHOD.FIELD=VALUE'),
+        ({'methods': 'hydra,lvm'}, "config.methods 'lvm': did you mean 'lwm'"),
         ({'source': 'PRETRAIN'}, 'starts from scratch'),
     ],
 )
 def test_errors_before_training(finished, tiny_config, tmp_path, change, message):
     config = tiny_config()
-    places = {'PRETRAIN': 'pretrain', 'PRUNED': 'density_0.5/prune'}
+    places = {'PRETRAIN': 'pretrain', 'PRUNED': 'density_0.5/hydra/prune'}
     for field, value in change.items():
         if value in places:
             value = str(finished[0] / places[value])
@@ -344,12 +369,13 @@ def test_a_workdir_from_before_a_field_existed_goes_on(finished, tiny_config, tm
 def test_a_sparse_network_is_trained_from_scratch(tiny_config, tmp_path):
     """SNIP's mask on the network as it is drawn, whose weights grow by 1 / sqrt(density)."""
     config = tiny_config()
-    config.phases, config.densities = 'pretrain,lwm,evaluate', (0.25,)
-    config.pretrain.epochs = 0
-    config.lwm.update(score_init='snip', rescale=True, epochs=1, learning_rate=1e-9)
+    config.phases, config.densities = 'pretrain,finetune,evaluate', (0.25,)
+    config.methods, config.pretrain.epochs = 'snip', 0
+    config.pruning.rescale = True
+    config.finetune.update(epochs=1, learning_rate=1e-9)
     networks = {n['name']: n for n in pipeline.run(config, tmp_path)['networks']}
     assert list(networks) == ['pretrain', 'snip_0.25']
-    drawn, sparse = weights(tmp_path / 'pretrain'), weights(tmp_path / 'density_0.25/lwm')
+    drawn, sparse = weights(tmp_path / 'pretrain'), weights(tmp_path / 'density_0.25/snip/finetune')
     for layer, masks in sparse['masks'].items():
         mask = masks['kernel']
         assert mask.sum() == kept_count(mask.size, 0.25)
@@ -361,7 +387,7 @@ def test_a_sparse_network_is_trained_from_scratch(tiny_config, tmp_path):
     magnitudes = np.abs(drawn['params']['conv1']['kernel'])
     kept = sparse['masks']['conv1']['kernel'].astype(bool)
     assert magnitudes[kept].min() < magnitudes[~kept].max()  # not the largest
-    config.phases, config.source = 'evaluate', str(tmp_path / 'density_0.25/lwm')
+    config.phases, config.source = 'evaluate', str(tmp_path / 'density_0.25/snip/finetune')
     (network,) = pipeline.run(config, tmp_path / 'evaluated')['networks']
     assert network['name'] == 'snip_0.25'
     page = (tmp_path / 'report/index.html').read_text()
@@ -373,15 +399,22 @@ def test_a_damaged_checkpoint_is_made_again_from_the_one_before(
     finished, tiny_config, tmp_path, capsys
 ):
     copy = shutil.copytree(finished[0], tmp_path / 'copy')
-    newest = copy / 'density_0.5/lwm/checkpoints/12'
+    newest = copy / 'density_0.5/lwm/finetune/checkpoints/12'
     file = max((newest / 'variables').rglob('*'), key=lambda path: path.stat().st_size)
     file.write_bytes(file.read_bytes()[:-100] + bytes(100))
     config = tiny_config()
-    config.phases = 'lwm'
+    config.phases, config.methods = 'finetune', 'lwm'
     pipeline.run(config, copy)
     out = capsys.readouterr().out
-    assert f'{file} is damaged' in out and 'lwm 0.5  step 12/12' in out and 'step 9/' not in out
-    assert_same(weights(copy / 'density_0.5/lwm'), weights(finished[0] / 'density_0.5/lwm'))
+    assert (
+        f'{file} is damaged' in out
+        and 'lwm 0.5 finetune  step 12/12' in out
+        and 'step 9/' not in out
+    )
+    assert_same(
+        weights(copy / 'density_0.5/lwm/finetune'),
+        weights(finished[0] / 'density_0.5/lwm/finetune'),
+    )
 
 
 @pytest.mark.parametrize(
@@ -406,11 +439,86 @@ def test_a_damaged_file_of_the_run_is_named_before_training(tiny_config, tmp_pat
 
 def test_densities_that_print_alike_are_trained_apart(finished, tiny_config, tmp_path):
     config = tiny_config()
-    config.phases, config.densities = 'lwm', (1 / 3, 0.333333)
+    config.phases, config.methods = 'finetune', 'lwm'
+    config.densities = (1 / 3, 0.333333)
     config.source = str(finished[0] / 'pretrain')
-    config.lwm.epochs = 1
+    config.finetune.epochs = 1
     pipeline.run(config, tmp_path)
     parts = sorted(path.name for path in tmp_path.glob('density_*'))
     assert parts == ['density_0.333333', 'density_0.3333333333333333']
-    kept = [checkpoint.load_meta(tmp_path / part / 'lwm')['density'] for part in parts]
+    kept = [checkpoint.load_meta(tmp_path / part / 'lwm/finetune')['density'] for part in parts]
     assert kept == [0.333333, 1 / 3]
+
+
+def test_a_method_has_settings_of_its_own_and_joins_a_workdir_later(
+    finished, tiny_config, tmp_path
+):
+    config = tiny_config()
+    config.densities, config.methods = (0.5,), 'random'
+    config.overrides = 'random.finetune.epochs=1'
+    copy = shutil.copytree(finished[0], tmp_path / 'copy')
+    names = [network['name'] for network in pipeline.run(config, copy)['networks']]
+    assert names == ['hydra_0.5', 'lwm_0.5', 'hydra_0.1', 'lwm_0.1', 'pretrain', 'random_0.5']
+    meta = checkpoint.load_meta(copy / 'density_0.5/random/finetune')
+    assert (meta['method'], meta['criterion'], meta['step']) == ('random', 'kaiming_uniform', 3)
+    config.overrides = 'random.finetune.epochs=2'
+    with pytest.raises(ValueError, match=r"overrides.random.finetune.epochs: '1', '2'"):
+        pipeline.run(config, copy)
+
+
+def test_what_version_0_1_left_ends_in_one_line(finished, tiny_config, tmp_path):
+    copy = shutil.copytree(finished[0], tmp_path / 'copy')
+    saved = json.loads((copy / 'config.json').read_text())
+    (copy / 'config.json').write_text(json.dumps({**saved, 'lwm': saved['finetune']}))
+    with pytest.raises(ValueError, match=r'a run of robustprune_jax 0.1.*choose a new --workdir'):
+        pipeline.run(tiny_config(), copy)
+    meta = {**checkpoint.load_meta(copy / 'pretrain'), 'score_init': None}
+    del meta['method']
+    with checkpoint.Checkpoints(tmp_path / 'old') as checkpoints:
+        checkpoints.save_items(1, {'variables': weights(copy / 'pretrain'), 'meta': meta})
+    with pytest.raises(ValueError, match=r'was saved by robustprune_jax 0.1: its conversion'):
+        checkpoint.load(tmp_path / 'old')
+
+
+def test_a_network_of_ones_own(tiny_config, tmp_path):
+    """By its import path alone: trained, exported, and found again by the commands."""
+    config = tiny_config()
+    config.arch, config.objective = 'own_network:Net', 'natural'
+    config.methods, config.densities = 'lwm', (0.5,)
+    for phase in ('pretrain', 'finetune'):
+        config[phase].epochs = 1
+    networks = pipeline.run(config, tmp_path)['networks']
+    assert networks[1]['layers'] == {'conv': [18, 36], 'head': [6, 12]}
+    folder = tmp_path / 'density_0.5/lwm/finetune'
+    names = list(load_pth(tmp_path / 'export/lwm_0.5.pth.tar')['state_dict'])
+    assert {'conv/kernel', 'head/kernel', 'bn/scale', 'bn/var'} < set(names)
+    module, variables = zoo.load(folder)
+    assert module.apply(variables, np.zeros((1, 12, 12, 1))).shape == (1, 3)
+    to_onnx.main(['--checkpoint', str(folder), '--out', str(tmp_path / 'net.onnx')])
+    table = [['a', 'conv', 'conv', True], ['b', 'bn', 'norm', True], ['c', 'head', 'dense', True]]
+    (tmp_path / 'names.json').write_text(json.dumps(table))
+    out, given = str(tmp_path / 'net.pth'), ['--names', str(tmp_path / 'names.json')]
+    to_torch.main(['--checkpoint', str(folder), '--out', out, *given])
+    back = [*given, '--arch', config.arch, '--image_size', '12', '--out', str(tmp_path / 'back')]
+    from_torch.main(['--pth', out, *back])
+    again, meta = checkpoint.load(tmp_path / 'back')
+    assert (meta['arch'], meta['image_shape']) == (config.arch, [12, 12, 1])
+    assert_same(again['masks'], variables['masks'])
+    assert_same(again['params'], variables['params'])
+
+
+@pytest.mark.parametrize(
+    ('arch', 'message'),
+    [
+        ('own_network:Nett', r"config.arch is 'own_network:Nett': .*cannot be imported"),
+        ('no_such.package:Net', 'cannot be imported .*PYTHONPATH'),
+        ('own_network:WithoutTrain', 'no Flax module with __call__'),
+        ('json:loads', 'no Flax module'),
+    ],
+)
+def test_what_is_no_network_is_refused(tiny_config, arch, message):
+    config = tiny_config()
+    config.arch = arch
+    with pytest.raises(ValueError, match=message) as error:
+        rules.check(config)
+    assert '\n' not in str(error.value)

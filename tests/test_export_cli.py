@@ -9,7 +9,9 @@ import pytest
 from conversion import from_torch, import_state_dict, load_pth, save_pth, to_torch
 from conversion.files import read_checkpoint
 from conversion.from_torch import import_checkpoint
+from conversion.names import read_table
 from conversion.to_torch import export_checkpoint
+from robustprune_jax.pruning import sparsity
 from robustprune_jax.training import checkpoint
 
 
@@ -95,12 +97,12 @@ def test_a_network_of_ones_own_is_written_under_its_own_names(tmp_path):
     export_checkpoint(variables, meta, tmp_path / 'a.pth')
     assert list(load_pth(tmp_path / 'a.pth')['state_dict']) == ['layer/kernel', 'layer/bias']
     (tmp_path / 'names.json').write_text(json.dumps([['fc', 'layer', 'dense', True]]))
-    names = to_torch.read_names(tmp_path / 'names.json')
+    names = read_table(tmp_path / 'names.json')
     export_checkpoint(variables, meta, tmp_path / 'a.pth', names=names)
     assert list(load_pth(tmp_path / 'a.pth')['state_dict']) == ['fc.weight', 'fc.bias']
     (tmp_path / 'names.json').write_text('{"fc": "layer"}')
     with pytest.raises(ValueError, match=r'names\.json is no name table'):
-        to_torch.read_names(tmp_path / 'names.json')
+        read_table(tmp_path / 'names.json')
 
 
 # ---- from_torch ----
@@ -142,6 +144,20 @@ def test_the_architecture_is_found_from_the_tensors(tmp_path, arch, image_shape)
     assert (meta['phase'], meta['density']) == ('pretrain', None)
 
 
+def test_a_network_whose_layers_keep_different_fractions_comes_in_with_its_masks(tmp_path):
+    state_dict = golden.formula_state_dict('mnist_model')
+    for name, every in (('2.weight', 3), ('5.weight', 20)):
+        kept = np.arange(state_dict[name].size).reshape(state_dict[name].shape) % every == 0
+        state_dict[name] = state_dict[name] * kept
+    save_pth(tmp_path / 'a.pth', {'state_dict': state_dict, 'arch': 'mnist_model'})
+    variables, meta, _ = import_checkpoint(tmp_path / 'a.pth', method='harp')
+    layers = sparsity(variables)
+    assert layers['conv1']['density'] == 1
+    assert layers['conv2']['kept'] == np.count_nonzero(state_dict['2.weight'])
+    assert (meta['phase'], meta['method']) == ('finetune', 'harp')
+    assert meta['density'] == pytest.approx(layers['total']['density'], rel=0.01)
+
+
 def cifar_model(**fields):
     return {'state_dict': golden.formula_state_dict('cifar_model'), 'arch': 'cifar_model', **fields}
 
@@ -149,7 +165,10 @@ def cifar_model(**fields):
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        ({'0.weight': np.zeros((2, 3), np.float32)}, 'fit no known architecture: give --arch'),
+        (
+            {'0.weight': np.zeros((2, 3), np.float32)},
+            r'fit no known architecture: .*--names: \[\["0", "0", "dense", false, null, null\]\]',
+        ),
         (golden.formula_state_dict('lin_3'), 'fit lin_3 and lin_4: give --arch'),
         ({'epoch': 3}, 'a.pth holds no state dict: epoch'),
         ([1], 'a.pth holds a list, not a state dict'),

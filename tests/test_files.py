@@ -1,4 +1,4 @@
-"""The lock on a folder, and logs with damaged lines."""
+"""Files that are whole, the lock on a folder, and logs with damaged lines."""
 
 import os
 import socket
@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from robustprune_jax.runtime.files import locked, naming, read_jsonl
+from robustprune_jax.runtime.files import locked, naming, read_jsonl, replacing, write_atomically
+
+
+def test_a_file_is_the_new_one_whole_or_the_old_one(tmp_path):
+    path = tmp_path / 'run' / 'result.json'
+    write_atomically(path, 'old')
+    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
+        temporary.write_text('ne')
+        raise KeyboardInterrupt
+    assert path.read_text() == 'old'
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_folder_is_locked_until_the_run_ends_however_it_does(tmp_path):

@@ -91,7 +91,7 @@ def test_free_in_all_phases_and_resumed_in_the_middle(free_config, tmp_path):
     np.testing.assert_allclose([line['learning_rate'] for line in lines], expected, rtol=1e-5)
 
     def stop():
-        while not read_jsonl(stopped / 'density_0.5/prune/metrics.jsonl'):
+        while not read_jsonl(stopped / 'density_0.5/hydra/prune/metrics.jsonl'):
             time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -100,10 +100,10 @@ def test_free_in_all_phases_and_resumed_in_the_middle(free_config, tmp_path):
     with pytest.raises(SystemExit) as left:
         pipeline.run(free_config, stopped)
     assert left.value.code == 0
-    step = checkpoint.load_meta(stopped / 'density_0.5/prune')['step']
+    step = checkpoint.load_meta(stopped / 'density_0.5/hydra/prune')['step']
     assert 0 < step < 60
     # What a host leaves behind that dies while it saves is no checkpoint.
-    half = stopped / f'density_0.5/prune/checkpoints/{step + 1}.orbax-checkpoint-tmp/meta'
+    half = stopped / f'density_0.5/hydra/prune/checkpoints/{step + 1}.orbax-checkpoint-tmp/meta'
     half.mkdir(parents=True)
     free_config.phases = 'prune'
     pipeline.run(free_config, stopped)
@@ -111,7 +111,7 @@ def test_free_in_all_phases_and_resumed_in_the_middle(free_config, tmp_path):
     free_config.source = str(stopped / 'pretrain')
     pipeline.run(free_config, tmp_path / 'uninterrupted')
     one, other = (
-        checkpoint.load(tmp_path / name / 'density_0.5/prune')[0]
+        checkpoint.load(tmp_path / name / 'density_0.5/hydra/prune')[0]
         for name in ('stopped', 'uninterrupted')
     )
     jax.tree.map(np.testing.assert_array_equal, one, other)

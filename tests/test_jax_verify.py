@@ -12,7 +12,7 @@ from conversion import import_state_dict
 from robustprune_jax.bounds import jax_verify, margins
 from robustprune_jax.models import create_model
 from robustprune_jax.network import logits_fn
-from robustprune_jax.pruning.masks import init_scores
+from robustprune_jax.pruning import init_scores
 
 
 def assert_engines_agree(network, images, labels, eps):

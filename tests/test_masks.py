@@ -1,5 +1,3 @@
-from functools import partial
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,14 +5,13 @@ import numpy as np
 import pytest
 
 from robustprune_jax.attacks import cross_entropy
-from robustprune_jax.config import default
+from robustprune_jax.config import Part, default
 from robustprune_jax.data import Split, Splits
 from robustprune_jax.models import create_model
-from robustprune_jax.pruning.masks import (
+from robustprune_jax.pruning import (
     apply_masks,
     init_scores,
     kept_count,
-    snip_scores,
     sparsity,
     topk_masks,
 )
@@ -163,8 +160,11 @@ def test_snip_s_scores_are_weights_times_gradients():
     def loss(params):
         return jnp.sum(inputs @ params['a']['kernel'] + params['a']['bias'])
 
-    assert jax.tree.structure(snip_scores(loss, params)) == jax.tree.structure({'a': {'kernel': 0}})
-    np.testing.assert_array_equal(snip_scores(loss, params)['a']['kernel'], [[2, 4], [0, 15]])
+    scores = init_scores(params, 'snip', loss=loss)
+    assert jax.tree.structure(scores) == jax.tree.structure({'a': {'kernel': 0}})
+    np.testing.assert_array_equal(scores['a']['kernel'], [[2, 4], [0, 15]])
+    with pytest.raises(ValueError, match='looks at data: pass loss='):
+        init_scores(params, 'snip')
 
 
 def test_snip_normalises_an_untrained_network_by_its_batch():
@@ -175,13 +175,14 @@ def test_snip_normalises_an_untrained_network_by_its_batch():
     images = train.images / np.float32(255)
     source = jax.jit(module.init)(jax.random.key(0), images)
     config = default()
-    config.lwm.update(score_init='snip', batch_size=16)
-    sparse = start_variables(config, 'lwm', 0.1, source, module, Splits(train, train, train))
+    config.finetune.batch_size = 16
+    part = Part('finetune', 'snip', 0.1)
+    sparse = start_variables(config, part, source, module, Splits(train, train, train))
 
     def loss(params):
         logits, _ = module.apply({**source, 'params': params}, images, True, mutable='batch_stats')
         return jnp.mean(cross_entropy(logits, train.labels))
 
-    expected = topk_masks(jax.jit(partial(snip_scores, loss))(source['params']), 0.1)
+    expected = topk_masks(init_scores(source['params'], 'snip', loss=loss), 0.1)
     same = jax.tree.map(lambda a, b: np.mean(a == b), sparse['masks'], expected)
     assert min(jax.tree.leaves(same)) > 0.99  # rounding may order equals otherwise

@@ -129,7 +129,7 @@ def folders(small_config, tmp_path_factory):
 
 
 def test_two_processes_train_what_one_does(folders):
-    for part in ('pruned/pretrain', 'pruned/density_0.1/prune'):
+    for part in ('pruned/pretrain', 'pruned/density_0.1/hydra/prune'):
         a, b = (ravel_pytree(checkpoint.load(folder / part)[0])[0] for folder in folders)
         assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(b)
         assert len(read_jsonl(folders[0] / part / 'metrics.jsonl')) == 5  # of one process
@@ -181,18 +181,18 @@ def test_a_stopped_run_goes_on_with_other_processes(folders, small_config, tmp_p
     config = small_config | {'phases': 'prune', 'source': source, 'prune.epochs': 40}
     both = start([command(config, workdir)] * 2, 2)
     end = time.monotonic() + 300
-    while not read_jsonl(workdir / 'density_0.1/prune/metrics.jsonl'):
+    while not read_jsonl(workdir / 'density_0.1/hydra/prune/metrics.jsonl'):
         assert both[0].poll() is None, both[0].stdout.read()
         assert time.monotonic() < end
         time.sleep(0.02)
     both[1].send_signal(signal.SIGTERM)
     for status, output in outputs(both):
         assert status == 0, output
-    stopped = checkpoint.load_meta(workdir / 'density_0.1/prune')['step']
+    stopped = checkpoint.load_meta(workdir / 'density_0.1/hydra/prune')['step']
     assert 0 < stopped < 200
 
     run([command(config, workdir)], 1)
-    steps = [line['step'] for line in read_jsonl(workdir / 'density_0.1/prune/metrics.jsonl')]
+    steps = [line['step'] for line in read_jsonl(workdir / 'density_0.1/hydra/prune/metrics.jsonl')]
     assert steps == list(range(1, 201))
 
 

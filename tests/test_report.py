@@ -15,23 +15,42 @@ import pytest
 from conversion import save_pth
 from robustprune_jax import report
 from robustprune_jax.config import default
+from robustprune_jax.config.parts import Part
 from robustprune_jax.report import __main__ as command
 from robustprune_jax.report import columns, formats, results
-from robustprune_jax.report.experiments import Experiment, experiments
-from robustprune_jax.report.figures import weights
-from robustprune_jax.report.run import PHASES, Run, read
+from robustprune_jax.report.experiments import Experiment, experiments, fields_apart
+from robustprune_jax.report.figures import style, weights
+from robustprune_jax.report.run import Run, read
 
 PNG = b'\x89PNG\r\n'
 FIGURES = ['accuracy_by_compression', 'layers', 'training', 'weights_0.05', 'weights_0.1']
+TITLES = {'hydra': 'HYDRA', 'lwm': 'LWM', 'rank': 'Rank pruning', None: 'pretrained'}
+PRETRAIN = Part('pretrain')
 
 
-def network(name, density, kept, clean, pgd, **robust):
+def tuned(method, density):
+    return Part('finetune', method, density)
+
+
+PARTS = [PRETRAIN] + [
+    part
+    for density in (0.1, 0.05)
+    for part in (Part('prune', 'hydra', density), tuned('hydra', density), tuned('lwm', density))
+]
+
+
+def network(part, clean, pgd, **robust):
     entry = {'accuracy': pgd, 'examples': 400, 'eps': 0.1, 'steps': 20, 'norm': 'linf'}
+    kept = round(2000 * (part.density or 1))
     return {
-        'name': name,
-        'density': density,
+        'name': part.network,
+        'method': part.method,
+        'phase': part.phase,
+        'title': TITLES[part.method],
+        'density': part.density or 1.0,
         'kept': kept,
         'prunable': 2000,
+        'layers': {f'layer{i}/kernel': [kept // 2, 1000] for i in range(2)},
         'clean_accuracy': clean,
         'examples': 400,
         'robust': {'pgd': entry | {'restarts': 2}, **robust},
@@ -47,11 +66,11 @@ def a_result():
         'seconds': 125.4,
         'versions': {'jax': '0.10.2'},
         'networks': [
-            network('hydra_0.05', 0.05, 100, 0.9, 0.8),
-            network('lwm_0.05', 0.05, 100, 0.875, 0.8125),
-            network('pretrain', 1.0, 2000, 0.95, 0.9),
-            network('lwm_0.1', 0.1, 200, 0.9, 0.8),
-            network('hydra_0.1', 0.1, 200, 0.9, 0.85),
+            network(tuned('hydra', 0.05), 0.9, 0.8),
+            network(tuned('lwm', 0.05), 0.875, 0.8125),
+            network(PRETRAIN, 0.95, 0.9),
+            network(tuned('lwm', 0.1), 0.9, 0.8),
+            network(tuned('hydra', 0.1), 0.9, 0.85),
         ],
     }
 
@@ -62,13 +81,12 @@ def workdir(tmp_path):
     return a_run(tmp_path / 'run', a_result())
 
 
-def a_run(tmp_path, result, **fields):
+def a_run(tmp_path, result, parts=PARTS, **fields):
     config = default()
     config.update(seed=result['seed'], **fields)
     tmp_path.mkdir()
     (tmp_path / 'config.json').write_text(config.to_json())
-    for part in ['pretrain', *(f'density_{d}/{p}' for d in (0.1, 0.05) for p in PHASES)]:
-        folder = tmp_path / part
+    for folder in [tmp_path / part.folder for part in parts]:
         folder.mkdir(parents=True)
         lines = []
         for step in (5, 10):
@@ -133,7 +151,7 @@ def test_a_column_for_every_evaluation():
     result = a_result()
     result['networks'].append(
         network(
-            'pruned_0.1', 0.1, 200, 0.7, 0.6,
+            Part('prune', 'hydra', 0.1), 0.7, 0.6,
             ibp={'accuracy': 0.5, 'eps': 0.1, 'norm': 'linf', 'examples': 400},
             smooth={**smooth, 'certified_accuracy': certified},
         )
@@ -141,16 +159,68 @@ def test_a_column_for_every_evaluation():
     found = columns.columns([result])
     titles = ['clean', 'PGD-20', 'IBP', 'smooth r=0.25', 'smooth r=0.5']
     assert [column.title for column in found] == titles
-    assert found[2].values == {'pruned_0.1': {0: 0.5}}
+    assert found[2].values == {'hydra_0.1_pruned': {0: 0.5}}
     assert found[4].settings == 'sigma 0.25, alpha 0.001, 1,000 samples'
     names = [row.name for row in rows_of(result)]
-    assert names[1:5] == ['lwm_0.1', 'pruned_0.1', 'hydra_0.1', 'hydra - lwm']
+    assert names[1:5] == ['lwm_0.1', 'hydra_0.1_pruned', 'hydra_0.1', 'hydra - lwm']
+    assert rows_of(result)[2].title == 'HYDRA, before fine-tuning'
     # The 100 images of smoothing: 1.96 * sqrt(0.5 * 0.5 / 100).
     lines = report.table(result).splitlines()
     assert lines[-1].startswith('95 % confidence intervals reach at most 9.8 ')
     assert lines[-2].endswith('sigma 0.25, alpha 0.001, 1,000 samples, 100 images.')
     assert lines[4].split()[-5:] == ['70.0', '60.0', '50.0', '75.0', '50.0']
     assert lines[3].split()[-2:] == ['90.0', '80.0']  # nothing where it was not evaluated
+
+
+def with_rank():
+    """A third method, which is not fine-tuned at 0.05."""
+    result = a_result()
+    result['networks'] += [
+        network(Part('prune', 'rank', 0.05), 0.5, 0.5),
+        network(tuned('rank', 0.1), 0.9, 0.875),
+    ]
+    return result
+
+
+def test_a_third_method_in_the_table():
+    lines = report.table(with_rank()).splitlines()[3:-3]
+    assert [line.split('  ')[0] for line in lines] == [
+        'lwm_0.1',
+        'hydra_0.1',
+        'rank_0.1',
+        'hydra - lwm',
+        'rank - lwm',
+        'lwm_0.05',
+        'hydra_0.05',
+        'rank_0.05_pruned',
+        'hydra - lwm',
+    ]
+    assert lines[4].split()[-3:] == ['0.1', '+0.0', '+7.5']
+    rows = {(row.name, row.density): row for row in rows_of(with_rank())}
+    assert rows['rank - lwm', 0.1].title == 'Rank pruning − LWM'
+    # The best of three at 0.1; at 0.05 the one that is not fine-tuned does not compete.
+    best = {name: row.best for (name, _), row in rows.items() if any(row.best)}
+    assert best == {
+        'rank_0.1': [False, True],
+        'lwm_0.05': [False, True],
+        'hydra_0.05': [True, False],
+    }
+
+
+def test_a_network_of_no_method_goes_by_its_name():
+    """One that was imported, say, and evaluated alone."""
+    result = a_result()
+    imported = {'name': 'theirs', 'method': None, 'title': None}
+    result['networks'].append(result['networks'][3] | imported)
+    titles = {row.name: row.title for row in rows_of(result) if row.density == 0.1}
+    assert titles['theirs'] == 'theirs' and titles['theirs - lwm'] == 'theirs − LWM'
+
+
+def test_a_lead_on_one_rival_is_not_marked():
+    """HYDRA and the third method are level under attack, both ahead of LWM."""
+    result = with_rank()
+    result['networks'][-1]['robust']['pgd']['accuracy'] = 0.85
+    assert not any(any(row.best) for row in rows_of(result) if row.density == 0.1)
 
 
 def test_table_of_an_unfinished_run():
@@ -182,27 +252,50 @@ def test_page_of_a_whole_run(workdir):
     assert re.findall(r'(?:src|href)="(?!data:)|https?://|@import|url\(', page) == []
 
 
+def test_a_third_method_in_the_figures(tmp_path):
+    parts = [*PARTS, Part('prune', 'rank', 0.1), tuned('rank', 0.1), Part('prune', 'rank', 0.05)]
+    report.write(a_run(tmp_path / 'run', with_rank(), parts))
+    drawn = {x: (tmp_path / f'run/report/{x}.svg').read_text() for x in FIGURES}
+    # A comment names each text that is drawn.
+    shown = {name for name, svg in drawn.items() if '<!-- Rank pruning' in svg}
+    assert shown == {'accuracy_by_compression', 'layers', 'training'}
+    assert '<!-- kept by Rank pruning -->' in drawn['weights_0.1']
+    colour = style.lines(TITLES)['rank']['color']
+    for name in ('accuracy_by_compression', 'weights_0.1'):
+        assert colour in drawn[name], name
+
+
+def test_methods_are_told_apart():
+    methods = ['lwm', 'hydra', *(f'method{i}' for i in range(12))]
+    drawn = style.lines({None: 'pretrained', **dict.fromkeys(methods, 'title')})
+    assert list(drawn) == methods
+    assert len({(x['color'], x['marker']) for x in drawn.values()}) == len(methods)
+    assert len({x['color'] for x in list(drawn.values())[:6]}) == 6
+
+
 def test_reading_leaves_out_a_cut_line_and_what_is_no_kernel(workdir):
     run = read(workdir)
-    assert [line['step'] for line in run.metrics['pretrain']] == [5, 5, 10, 10]
-    assert list(run.weights['hydra_0.1']) == [f'layer{i}' for i in range(2)]
-    assert run.densities == ['0.1', '0.05'] and run.notes == []
+    assert [line['step'] for line in run.metrics[PRETRAIN]] == [5, 5, 10, 10]
+    assert list(run.weights[tuned('hydra', 0.1)]) == [f'layer{i}' for i in range(2)]
+    assert Experiment('', [run]).densities == [0.1, 0.05] and run.notes == []
 
 
 def test_missing_parts_are_named(workdir):
-    (workdir / 'density_0.1' / 'lwm' / 'metrics.jsonl').unlink()
-    (workdir / 'density_0.05' / 'prune' / 'metrics.jsonl').write_text('{"st')
-    metrics = workdir / 'density_0.1' / 'prune' / 'metrics.jsonl'
+    (workdir / 'density_0.1/lwm/finetune/metrics.jsonl').unlink()
+    (workdir / 'density_0.05/hydra/prune/metrics.jsonl').write_text('{"st')
+    metrics = workdir / 'density_0.1/hydra/prune/metrics.jsonl'
     metrics.write_text('no JSON\n[]\n{"step": 1, "epoch": "x", "loss": 1}\n' + metrics.read_text())
     (workdir / 'export' / 'lwm_0.05.pth.tar').unlink()
     (workdir / 'export' / 'hydra_0.1.pth.tar').write_bytes(b'PK no zip')
+    shutil.copy(workdir / 'export/pretrain.pth.tar', workdir / 'export/mine.pth.tar')
     page = report.write(workdir).read_text()
     for text in (
-        'density_0.1/lwm/metrics.jsonl: no lines',
-        'density_0.05/prune/metrics.jsonl: no lines',
-        'density_0.1/prune/metrics.jsonl: left out what is damaged, line 1 and 1 more',
+        'density_0.1/lwm/finetune/metrics.jsonl: no lines',
+        'density_0.05/hydra/prune/metrics.jsonl: no lines',
+        'density_0.1/hydra/prune/metrics.jsonl: left out what is damaged, line 1 and 1 more',
         'export/lwm_0.05.pth.tar: not there',
         'export/hydra_0.1.pth.tar: not an exported network',
+        'export/mine.pth.tar: of no part of this run',
     ):
         assert f'<li>{text}' in page
     assert len(embedded(page)) == 5  # each density has one network left to compare
@@ -240,9 +333,9 @@ def test_one_density_has_no_figure_over_densities(workdir):
 
 def test_deep_networks_show_some_of_their_layers():
     layers = {f'layer{i}': np.arange(6.0).reshape(2, 3) for i in range(40)}
-    networks = {'pretrain': layers, 'lwm_0.1': layers}
+    networks = {PRETRAIN: layers, tuned('lwm', 0.1): layers}
     run = Run(Path('.'), None, {'networks': []}, {}, networks, {}, [])
-    caption = weights.histograms(Experiment('', [run]), '0.1').caption
+    caption = weights.histograms(Experiment('', [run]), 0.1).caption
     assert caption.endswith('12 of 40 layers, evenly spaced.')
 
 
@@ -269,7 +362,8 @@ def test_a_damaged_export_is_left_out_of_the_figures(workdir, content, note):
     save_pth(workdir / 'export' / 'pretrain.pth.tar', content)
     run = read(workdir)
     assert any(x.startswith(f'export/pretrain.pth.tar: {note}') for x in run.notes)
-    assert list(run.weights) == ['hydra_0.05', 'lwm_0.05', 'lwm_0.1', 'hydra_0.1']
+    named = [('hydra', 0.05), ('lwm', 0.05), ('lwm', 0.1), ('hydra', 0.1)]
+    assert list(run.weights) == [tuned(*network) for network in named]
 
 
 def test_networks_that_get_nothing_right_are_reported(workdir):
@@ -296,12 +390,12 @@ def seed_of(seed, **shifts):
     """The result of another seed, the clean accuracies of networks shifted."""
     result = a_result() | {'seed': seed}
     for entry in result['networks']:
-        entry['clean_accuracy'] += shifts.get(entry['name'].partition('_')[0], 0)
+        entry['clean_accuracy'] += shifts.get(entry['method'], 0)
     return result
 
 
 def test_sweep_by_hand():
-    """Over seeds: learned 90, 93 and 96 %, LWM 90, 90 and 87 %."""
+    """Over seeds: HYDRA 90, 93 and 96 %, LWM 90, 90 and 87 %."""
     all_results = [seed_of(0), seed_of(1, hydra=0.03), seed_of(2, hydra=0.06, lwm=-0.03)]
     del all_results[2]['networks'][2]  # no pretrained network in seed 2
     text = formats.text(results.tables({'': all_results})).splitlines()
@@ -353,7 +447,7 @@ def test_csv_and_latex():
     assert float(lines[3][4]) == pytest.approx(89) and lines[3][6] == '2'
     tex = formats.latex(tables)
     assert r'LWM & 0.1 & 200 / 2,000 & \textbf{90.0 $\pm$ 0.0} & 80.0 $\pm$ 0.0 \\' in tex
-    assert r'learned $-$ LWM & 0.1 &  & $-$1.0 $\pm$ 1.4 & $+$5.0 $\pm$ 0.0 \\' in tex
+    assert r'HYDRA $-$ LWM & 0.1 &  & $-$1.0 $\pm$ 1.4 & $+$5.0 $\pm$ 0.0 \\' in tex
     rules = ['toprule', 'midrule', 'addlinespace', 'addlinespace', 'bottomrule']
     assert re.findall('(.+rule|addlinespace)', tex.replace('\\', '')) == rules
 
@@ -409,7 +503,7 @@ def test_parts_of_one_run(tmp_path):
         shutil.rmtree(folder / f'density_{other}')
     (one,), notes = experiments([read(dense), read(sparse)])
     assert rows_of(*one.results) == rows_of(result)
-    assert one.densities == ['0.1', '0.05'] and len(one.runs[0].weights) == 5
+    assert one.densities == [0.1, 0.05] and len(one.runs[0].weights) == 5
     assert notes == [
         f'{sparse}: part of the run in {dense}, same recipe and seed 3: reported as one'
     ]
@@ -417,7 +511,7 @@ def test_parts_of_one_run(tmp_path):
     shutil.copytree(sparse, dense, dirs_exist_ok=True)
     page = report.write(dense).read_text()
     assert len(embedded(page)) == len(FIGURES) - 1  # accuracies of one density only
-    assert '<li>density_0.1/finetune: hydra_0.1 is not in result.json' in page
+    assert '<li>density_0.1/hydra/finetune: hydra_0.1 is not in result.json' in page
 
 
 def test_results_of_another_version(workdir):
@@ -437,6 +531,85 @@ def test_results_of_another_version(workdir):
 def test_no_usable_config(workdir, content):
     (workdir / 'config.json').write_text(content)
     assert read(workdir).notes[0].startswith('config.json: not the config of a run')
+
+
+# --- version 0.1 ------------------------------------------------------------------------------
+
+
+def as_version_0_1(run, baseline='lwm', score_init='scaled', **lwm):
+    """Makes of a run what version 0.1 would have written, its LWM under the name `baseline`."""
+    config = json.loads((run / 'config.json').read_text())
+    config['lwm'] = {'epochs': 20, 'score_init': score_init, **lwm}
+    (run / 'config.json').write_text(json.dumps(config))
+    result = json.loads((run / 'result.json').read_text())
+    for entry in result['networks']:
+        density, old = entry['density'], entry['name'].replace('lwm', baseline)
+        if entry['phase'] == 'prune':
+            old = f'pruned_{density}'
+        exports = run / 'export'
+        (exports / f'{entry["name"]}.pth.tar').rename(exports / f'{old}.pth.tar')
+        entry['name'] = old
+        for field in ('method', 'phase', 'title', 'layers'):
+            del entry[field]
+    (run / 'result.json').write_text(json.dumps(result))
+    for folder in run.glob('density_*'):
+        (folder / 'hydra/prune').rename(folder / 'prune')
+        (folder / 'hydra/finetune').rename(folder / 'finetune')
+        (folder / 'lwm').rename(folder / 'its')
+        (folder / 'its/finetune').rename(folder / 'lwm')
+    return run
+
+
+def with_pruned():
+    result = a_result()
+    result['networks'].append(network(Part('prune', 'hydra', 0.1), 0.5, 0.5))
+    return result
+
+
+def test_a_run_of_version_0_1(tmp_path):
+    today = read(a_run(tmp_path / 'today', with_pruned()))
+    earlier = read(as_version_0_1(a_run(tmp_path / 'earlier', with_pruned())))
+    one, other = (rows_of(run.result) for run in (today, earlier))
+    assert [row[1:] for row in one] == [row[1:] for row in other]
+    assert [row.name for row in other][1:5] == ['lwm_0.1', 'pruned_0.1', 'hydra_0.1', 'hydra - lwm']
+    assert earlier.notes == [] and earlier.metrics == today.metrics
+    assert set(earlier.weights) == set(today.weights) and len(earlier.weights) == 6
+
+    (earlier.workdir / 'density_0.1/lwm/metrics.jsonl').unlink()
+    (earlier.workdir / 'result.json').unlink()
+    run = read(earlier.workdir)
+    assert run.notes[1] == (
+        'density_0.1/lwm/metrics.jsonl: no lines, so no training curves of this phase'
+    )
+    assert set(run.weights) == set(today.weights)
+
+
+def test_results_of_version_0_1_alone(tmp_path):
+    run = as_version_0_1(a_run(tmp_path / 'run', a_result()))
+    for folder in ('pretrain', 'density_0.1', 'density_0.05', 'export'):
+        shutil.rmtree(run / folder)
+    assert report.table(read(run).result) == report.table(a_result())
+    assert report.table(json.loads((run / 'result.json').read_text())) == report.table(a_result())
+
+
+def test_other_baselines_of_version_0_1(tmp_path):
+    run = read(as_version_0_1(a_run(tmp_path / 'run', a_result()), 'snip', 'snip'))
+    titles = {row.name: row.title for row in rows_of(run.result) if row.density == 0.1}
+    assert titles == {'hydra_0.1': 'HYDRA', 'snip_0.1': 'SNIP'}
+    assert tuned('snip', 0.1) in run.metrics and tuned('snip', 0.1) in run.weights
+    run = as_version_0_1(a_run(tmp_path / 'other', a_result()), 'random', 'xavier_normal')
+    assert tuned('random', 0.1) in read(run).metrics
+
+
+def test_recipes_of_version_0_1_stay_apart(tmp_path):
+    """Also by a field that there is no more."""
+    runs = [
+        as_version_0_1(a_run(tmp_path / str(seed), seed_of(seed)), epochs=epochs)
+        for seed, epochs in enumerate((8, 8, 12))
+    ]
+    found, _ = experiments([read(run) for run in runs])
+    assert [len(experiment.runs) for experiment in found] == [2, 1]
+    assert fields_apart(found) == {'lwm.epochs': [8, 12]}
 
 
 # --- the command ------------------------------------------------------------------------------

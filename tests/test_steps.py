@@ -19,7 +19,7 @@ from stepping import compiled_step, phase_optimizer
 from conversion import import_state_dict, names
 from robustprune_jax.config import default
 from robustprune_jax.models import create_model
-from robustprune_jax.pruning.masks import init_scores
+from robustprune_jax.pruning import init_scores
 from robustprune_jax.runtime import compiler
 from robustprune_jax.training.optim import trainable
 

@@ -8,10 +8,10 @@ import pytest
 from robustprune_jax import zoo
 from robustprune_jax.config import default
 from robustprune_jax.data import load
-from robustprune_jax.pruning.masks import sparsity
+from robustprune_jax.pruning import sparsity
 
 
-@pytest.mark.parametrize('path', ['export/hydra_0.1.pth.tar', 'density_0.1/finetune'])
+@pytest.mark.parametrize('path', ['export/hydra_0.1.pth.tar', 'density_0.1/hydra/finetune'])
 def test_a_run_s_network_by_path(finished, path):
     workdir, result = finished
     entry = next(network for network in result['networks'] if network['name'] == 'hydra_0.1')

@@ -8,7 +8,7 @@ keeps weights out of the compiled program; a plain callable is wrapped.
 """
 
 from robustprune_jax.attacks.adapters import from_callable, from_torch, save
-from robustprune_jax.attacks.pgd import LOSSES, NORMS, cross_entropy, margin, pgd
+from robustprune_jax.attacks.pgd import LOSSES, NORMS, Norm, cross_entropy, margin, pgd
 from robustprune_jax.attacks.standard import (
     ATTACKS,
     RAND,
@@ -24,6 +24,7 @@ __all__ = [
     'NORMS',
     'RAND',
     'STANDARD',
+    'Norm',
     'accuracy_after',
     'cross_entropy',
     'from_callable',

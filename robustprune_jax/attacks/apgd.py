@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustprune_jax.attacks.pgd import NORMS, cross_entropy, margin, per_image
+from robustprune_jax.attacks.pgd import NORMS, cross_entropy, into_ball, margin, per_image
 from robustprune_jax.attacks.slots import Attack, choose, fools
 
 ALPHA, RHO = 0.75, 0.75
@@ -35,6 +35,12 @@ def _cross_entropy(logits, labels, targets):
     return cross_entropy(logits, labels)
 
 
+# An image's start, before it is scaled to the ball's boundary: (key, shape) -> noise.
+NOISE: dict[str, Callable] = {
+    'linf': lambda key, shape: jax.random.uniform(key, shape, minval=-1),
+    'l2': jax.random.normal,
+}
+
 # Each maps logits [B, K], labels [B], targets [B] to what is ascended, [B].
 LOSSES: dict[str, Callable] = {'ce': _cross_entropy, 'dlr': dlr, 'dlr_targeted': targeted_dlr}
 
@@ -52,11 +58,9 @@ def checkpoints(steps: int) -> np.ndarray:
 
 def _start(slot, eps, *, norm, loss, steps, samples):
     images = slot['image']
-    noise = {'linf': lambda k, s: jax.random.uniform(k, s, minval=-1), 'l2': jax.random.normal}
-    noise = jax.vmap(lambda key: noise[norm](key, images.shape[1:]))(slot['key'])
-    flat = noise.reshape(len(noise), -1)
-    size = jnp.max(jnp.abs(flat), 1) if norm == 'linf' else jnp.linalg.norm(flat, axis=1)
-    x = jnp.clip(images + eps * noise / per_image(size, noise), 0, 1)  # the ball's boundary
+    noise = jax.vmap(lambda key: NOISE[norm](key, images.shape[1:]))(slot['key'])
+    size = per_image(NORMS[norm].size(noise), noise)
+    x = jnp.clip(images + eps * noise / size, 0, 1)
     low = jnp.full(len(images), -jnp.inf)
     return {
         'x': x,
@@ -72,10 +76,9 @@ def _start(slot, eps, *, norm, loss, steps, samples):
     }
 
 
-def _step(logits_fn, slot, age, state, eps, *, norm, loss, steps, samples):
-    """One iterate per image: evaluates x, then moves it."""
-    _, project, direction = NORMS[norm]
-    image, x = slot['image'], state['x']
+def _ascent(logits_fn, slot, age, x, loss, samples):
+    """The loss's gradient at x, the losses [B], and whether x fools [B]. Of a random network the
+    first two are means over the draws, and the last draw says what fools."""
     if samples:
         keys = jax.random.split(jax.random.fold_in(slot['key'][0], age[0]), samples)
         draws = jax.vmap(logits_fn, (0, None))
@@ -89,39 +92,44 @@ def _step(logits_fn, slot, age, state, eps, *, norm, loss, steps, samples):
         return jnp.sum(losses), (losses, logits[-1])
 
     gradient, (losses, logits) = jax.grad(total, has_aux=True)(x)
+    return gradient, losses, fools(logits, slot['label'])
+
+
+def _halved(state, age, steps, f_max, increases):
+    """Whether this step is a checkpoint [B], and whether the step size halves there [B]."""
+    window = jnp.asarray(checkpoints(steps))[jnp.minimum(age, steps)]
+    at_checkpoint = window > 0
+    oscillates = increases < RHO * window
+    stuck = ~state['halved'] & (f_max <= state['f_max_before'])
+    return at_checkpoint, at_checkpoint & (oscillates | stuck)
+
+
+def _step(logits_fn, slot, age, state, eps, *, norm, loss, steps, samples):
+    """One iterate per image: evaluates x, then moves it."""
+    ball, image, x = NORMS[norm], slot['image'], state['x']
+    gradient, losses, fooled = _ascent(logits_fn, slot, age, x, loss, samples)
     first = age == 0
     best = {'x_max': x, 'f_max': losses, 'gradient_max': gradient}
     best = choose(first | (losses > state['f_max']), best, {name: state[name] for name in best})
     increases = state['increases'] + (~first & (losses > state['loss']))
 
-    window = jnp.asarray(checkpoints(steps))[jnp.minimum(age, steps)]
-    at_checkpoint = window > 0
-    oscillates = increases < RHO * window
-    stuck = ~state['halved'] & (best['f_max'] <= state['f_max_before'])
-    halve = at_checkpoint & (oscillates | stuck)
+    at_checkpoint, halve = _halved(state, age, steps, best['f_max'], increases)
     eta = jnp.where(halve, state['eta'] / 2, state['eta'])
     x0, ascent = choose(halve, (best['x_max'], best['gradient_max']), (x, gradient))
-
-    def to_ball(x):
-        return project(jnp.clip(x, 0, 1), image, eps)
-
-    z = to_ball(x0 + per_image(eta, x) * direction(ascent))
+    z = into_ball(ball, x0 + per_image(eta, x) * ball.direction(ascent), image, eps)
     alpha = per_image(jnp.where(first, 1.0, ALPHA), x)
-    moved = to_ball(x0 + alpha * (z - x0) + (1 - alpha) * (x0 - state['previous']))
-    return (
-        {
-            'x': moved,
-            'previous': x0,
-            'loss': losses,
-            **best,
-            'eta': eta,
-            'increases': jnp.where(at_checkpoint, 0, increases),
-            'f_max_before': jnp.where(at_checkpoint, best['f_max'], state['f_max_before']),
-            'halved': jnp.where(at_checkpoint, halve, state['halved']),
-        },
-        x,
-        fools(logits, slot['label']),
-    )
+    moved = x0 + alpha * (z - x0) + (1 - alpha) * (x0 - state['previous'])
+    state = {
+        'x': into_ball(ball, moved, image, eps),
+        'previous': x0,
+        'loss': losses,
+        **best,
+        'eta': eta,
+        'increases': jnp.where(at_checkpoint, 0, increases),
+        'f_max_before': jnp.where(at_checkpoint, best['f_max'], state['f_max_before']),
+        'halved': jnp.where(at_checkpoint, halve, state['halved']),
+    }
+    return state, x, fooled
 
 
 def apgd(*, norm: str = 'linf', loss: str = 'ce', steps: int = 100, samples: int = 0) -> Attack:

@@ -7,6 +7,7 @@ in search of the nearest misclassified point.
 import jax
 import jax.numpy as jnp
 
+from robustprune_jax.attacks.pgd import NORMS
 from robustprune_jax.attacks.slots import Attack, choose, fools
 
 ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9
@@ -40,16 +41,12 @@ def to_hyperplane(x: jax.Array, w: jax.Array, value: jax.Array, norm: str) -> ja
     return towards * jnp.minimum(length[:, None] * slope, room)
 
 
-def _size(d, norm):
-    return jnp.max(jnp.abs(d), axis=1) if norm == 'linf' else jnp.sqrt(jnp.sum(d * d, axis=1))
-
-
 def _start(slot, eps, *, norm):
     return {'x': slot['image']}
 
 
 def _step(logits_fn, slot, age, state, eps, *, norm):
-    image, label, x = slot['image'], slot['label'], state['x']
+    image, label, x, size = slot['image'], slot['label'], state['x'], NORMS[norm].size
     flat_image, flat_x = image.reshape(len(x), -1), x.reshape(len(x), -1)
 
     def difference(x):
@@ -63,13 +60,13 @@ def _step(logits_fn, slot, age, state, eps, *, norm):
     f_image = f + jnp.sum(w * (flat_image - flat_x), axis=1)
     step_x = to_hyperplane(flat_x, w, f, norm)
     step_image = to_hyperplane(flat_image, w, f_image, norm)
-    near, far = (jnp.maximum(_size(d, norm), 1e-8) for d in (step_x, step_image))
+    near, far = (jnp.maximum(size(d), 1e-8) for d in (step_x, step_image))
     alpha = jnp.minimum(near / (near + far), ALPHA_MAX)[:, None]
     moved = (flat_x + ETA * step_x) * (1 - alpha) + (flat_image + ETA * step_image) * alpha
     moved = jnp.clip(moved, 0, 1)
     candidate = moved.reshape(x.shape)
     crossed = fools(logits_fn(candidate), label)
-    within = _size(moved - flat_image, norm) <= eps
+    within = size(moved - flat_image) <= eps
     back = image + BETA * (candidate - image)
     return {'x': choose(crossed, back, candidate)}, candidate, crossed & within
 

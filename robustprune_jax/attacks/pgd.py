@@ -1,7 +1,21 @@
-"""Projected gradient descent on any logits function (Madry et al. 2018)."""
+"""Projected gradient descent on any logits function: start x direction x projection x loss.
+
+    x <- project(x + step_size * direction(gradient of loss(logits_fn(x), labels)))
+
+The attacks of the field are `pgd` with these arguments:
+
+- PGD (Madry et al. 2018): its defaults, a random start and cross-entropy;
+- FGSM (Goodfellow et al. 2015): start=images, steps=1, step_size=eps;
+- fast adversarial training's (Wong et al. 2020): steps=1, step_size=1.25 * eps;
+- Carlini & Wagner's loss (2017) in a ball: loss='margin';
+- targeted: loss=lambda logits, labels: -cross_entropy(logits, targets);
+- TRADES' (Zhang et al. 2019): start=images + 0.001 * noise, loss=KL to the clean prediction;
+- SmoothAdv's (Salman et al. 2019): logits_fn=the logarithm of the mean softmax under noise.
+"""
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +46,21 @@ def per_image(values: jax.Array, images: jax.Array) -> jax.Array:
     return values.reshape(values.shape + (1,) * (images.ndim - 1))
 
 
-def _l2(x):
-    return per_image(jnp.sqrt(jnp.sum(x.reshape(len(x), -1) ** 2, axis=1)), x)
+class Norm(NamedTuple):
+    """What an attack needs to know of a norm, as functions of batches [B, ...]."""
+
+    size: Callable[[jax.Array], jax.Array]  # x -> [B]
+    start: Callable  # (key, images, eps) -> random points of the ball around each image
+    direction: Callable[[jax.Array], jax.Array]  # gradients -> steepest ascents, of size 1
+    project: Callable  # (x, images, eps) -> the nearest points of the ball around each image
+
+
+def _linf_size(x):
+    return jnp.max(jnp.abs(x.reshape(len(x), -1)), axis=1)
+
+
+def _l2_size(x):
+    return jnp.sqrt(jnp.sum(x.reshape(len(x), -1) ** 2, axis=1))
 
 
 def _linf_start(key, images, eps):
@@ -45,7 +72,12 @@ def _l2_start(key, images, eps):
     direction_key, radius_key = jax.random.split(key)
     direction = jax.random.normal(direction_key, images.shape, images.dtype)
     radius = jax.random.uniform(radius_key, (len(images),)) ** (1 / images[0].size)
-    return images + eps * per_image(radius, images) * direction / _l2(direction)
+    size = per_image(_l2_size(direction), images)
+    return images + eps * per_image(radius, images) * direction / size
+
+
+def _l2_direction(gradient):
+    return gradient / jnp.maximum(per_image(_l2_size(gradient), gradient), 1e-12)
 
 
 def _linf_project(x, images, eps):
@@ -54,28 +86,29 @@ def _linf_project(x, images, eps):
 
 def _l2_project(x, images, eps):
     delta = x - images
-    return images + delta * jnp.minimum(1, eps / jnp.maximum(_l2(delta), 1e-12))
+    size = per_image(_l2_size(delta), delta)
+    return images + delta * jnp.minimum(1, eps / jnp.maximum(size, 1e-12))
 
 
-def _l2_direction(gradient):
-    return gradient / jnp.maximum(_l2(gradient), 1e-12)
-
-
-# norm -> (random start in the ball, projection to the ball, steepest direction)
-NORMS: dict[str, tuple[Callable, Callable, Callable]] = {
-    'linf': (_linf_start, _linf_project, jnp.sign),
-    'l2': (_l2_start, _l2_project, _l2_direction),
+NORMS: dict[str, Norm] = {
+    'linf': Norm(_linf_size, _linf_start, jnp.sign, _linf_project),
+    'l2': Norm(_l2_size, _l2_start, _l2_direction, _l2_project),
 }
+
+
+def into_ball(norm: Norm, x: jax.Array, images: jax.Array, eps: float) -> jax.Array:
+    """Returns x moved into [0, 1], then into the ball of eps around each image.
+
+    In this order both hold: the ball's projection moves towards the image, which is in [0, 1].
+    """
+    return norm.project(jnp.clip(x, 0, 1), images, eps)
 
 
 @partial(jax.jit, static_argnames='norm')
 def _step(logits_fn, loss, x, images, labels, eps, step_size, norm):
-    """One ascent step from x: along the steepest direction, into [0, 1], back into the ball."""
-    _, project, direction = NORMS[norm]
+    """One ascent step from x."""
     gradient = jax.grad(lambda x: jnp.sum(loss(logits_fn(x), labels)))(x)
-    # Clipping first keeps the l_2 form in the ball; projection moves towards the image, so the
-    # result stays in [0, 1].
-    return project(jnp.clip(x + step_size * direction(gradient), 0, 1), images, eps)
+    return into_ball(norm, x + step_size * norm.direction(gradient), images, eps)
 
 
 @partial(jax.jit, static_argnames=('steps', 'norm'))
@@ -118,7 +151,7 @@ def pgd(
     """Returns adversarial images within `eps` of `images` and in [0, 1], same shape.
 
     images: [B, H, W, C] in [0, 1]; labels: [B] ints; eps and step_size in pixel units, in `norm`
-    ('linf' or 'l2'). Each restart begins at a random point of the ball and keeps its last iterate;
+    (a name of NORMS). Each restart begins at a random point of the ball and keeps its last iterate;
     per image the first restart that fools the network wins, otherwise the one of highest loss.
     start: start images [B, H, W, C] of the first restart. loss: a name of LOSSES, or
     (logits, labels) -> [B], ascended. Raises ValueError on an unknown norm or loss and, outside
@@ -126,7 +159,7 @@ def pgd(
 
     Runs inside or outside `jit`. The network should be in eval mode.
     """
-    lookup(NORMS, norm, 'norm')
+    ball = lookup(NORMS, norm, 'norm')
     loss = lookup(LOSSES, loss, 'loss') if isinstance(loss, str) else loss
     # Both are pytrees, so a new closure over new weights never retraces.
     logits_fn, loss = (f if isinstance(f, Partial) else Partial(f) for f in (logits_fn, loss))
@@ -136,10 +169,10 @@ def pgd(
     best = best_badness = None
     for restart in range(restarts):
         if restart or start is None:
-            x = jnp.clip(NORMS[norm][0](jax.random.fold_in(key, restart), images, eps), 0, 1)
+            x = jnp.clip(ball.start(jax.random.fold_in(key, restart), images, eps), 0, 1)
         else:
             x = start
-        x = ascend(logits_fn, loss, x, images, labels, eps, step_size, steps, norm)
+        x = ascend(logits_fn, loss, x, images, labels, eps, step_size, steps, ball)
         if restarts == 1:
             return x
         badness = _badness(logits_fn, loss, x, labels)

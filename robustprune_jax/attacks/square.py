@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustprune_jax.attacks.pgd import margin
+from robustprune_jax.attacks.pgd import NORMS, margin
 from robustprune_jax.attacks.slots import Attack, choose, fools
 
 P_INIT = 0.8
@@ -95,7 +95,7 @@ def _windows(side, uniform, height, width):
 def _linf_candidate(uniform, sign, side, image, best, eps, queries):
     window, _ = _windows(side, uniform[:, :2], *image.shape[1:3])
     changed = jnp.where(window, best + 2 * eps * sign[:, None, None], best)
-    return jnp.clip(changed, image - eps, image + eps)
+    return NORMS['linf'].project(changed, image, eps)
 
 
 def _l2_candidate(uniform, sign, side, image, best, eps, queries):

@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 
 from robustprune_jax.attacks.apgd import apgd
 from robustprune_jax.attacks.fab import fab
-from robustprune_jax.attacks.pgd import NORMS, cross_entropy
+from robustprune_jax.attacks.pgd import cross_entropy
 from robustprune_jax.attacks.slots import (
     Attack,
     logits_of,
@@ -42,6 +42,7 @@ ATTACKS: dict[str, Entry] = {
     'fab-t': Entry(fab, 2, 9),
     'square': Entry(square, 2),
 }
+BALLS = ('linf', 'l2')  # the norms of the ensemble's attacks
 STANDARD = ('apgd-ce', 'apgd-t', 'fab-t', 'square')
 RAND = ('apgd-ce', 'apgd-dlr')
 
@@ -138,21 +139,16 @@ def in_order(
     _warn(clean, key, images, labels, logits, eps, attacks, batch_size)
     adversarial = images.copy()
     broken_by = np.where(logits.argmax(-1) == labels, '', 'clean').astype(object)
-    # Wrong classes, the likeliest first.
-    others = np.argsort(np.where(_own(logits, labels), np.inf, -logits), axis=-1)[:, :-1]
+    settings = {'norm': norm, 'samples': samples} if samples else {'norm': norm}
     for i, name in enumerate(attacks):
-        entry = ATTACKS[name]
         index = np.flatnonzero(broken_by == '')
-        targets = np.zeros((len(index), 1), int)
-        if entry.targets:
-            targets = others[index, : entry.targets]
         found, fooled = run(
-            entry.make(norm=norm, **({'samples': samples} if samples else {})),
+            ATTACKS[name].make(**settings),
             logits_fn,
             jax.random.fold_in(key, i),
             images[index],
             labels[index],
-            targets,
+            _targets(ATTACKS[name].targets, logits[index], labels[index]),
             first + index,
             eps=eps,
             batch_size=batch_size,
@@ -171,12 +167,16 @@ def in_order(
     return adversarial, broken_by.astype(str)
 
 
-def _own(logits, labels):
-    return np.arange(logits.shape[-1]) == labels[:, None]
+def _targets(count, logits, labels):
+    """The likeliest wrong classes [N, count]; count 0, an attack without targets: one of no use."""
+    if not count:
+        return np.zeros((len(labels), 1), int)
+    own = np.arange(logits.shape[-1]) == labels[:, None]
+    return np.argsort(np.where(own, np.inf, -logits), axis=-1)[:, :-1][:, :count]
 
 
 def _check_settings(norm, attacks, samples, batch_size):
-    lookup(NORMS, norm, 'norm')
+    lookup(dict.fromkeys(BALLS), norm, 'norm')
     for name in attacks:
         entry = lookup(ATTACKS, name, 'attack')
         if samples and not entry.draws:

@@ -18,10 +18,18 @@ from jax.tree_util import Partial
 from robustprune_jax.bounds import linear
 from robustprune_jax.bounds.graph import build
 from robustprune_jax.bounds.nodes import Graph
+from robustprune_jax.bounds.relu import crown_slope, parallel_slope
 from robustprune_jax.runtime import compiler, inputs
 from robustprune_jax.runtime.registry import lookup
 
-METHODS = ('ibp', 'crown_ibp', 'crown', 'symbolic')
+# name -> (whether the bounds inside the network are refined by backward passes, and the lower line
+# of an undecided relu; None: intervals all the way to the last layer).
+METHODS: dict[str, tuple[bool, Callable | None]] = {
+    'ibp': (False, None),
+    'crown_ibp': (False, crown_slope),
+    'crown': (True, crown_slope),
+    'symbolic': (True, parallel_slope),
+}
 NORMS = ('linf', 'l2', 'l1')
 DEFAULT_MEMORY_GB = 2.0
 # On CPU, one image after the other in chunks that stay in the cache was 10 times as fast.
@@ -67,38 +75,23 @@ def margins(
     operation that has no bound. Differentiable, and runs inside or outside `jit`.
     """
     _check_settings(method, norm, clip, dtype, engine)
-    of_labels = spec is None
-    inputs.check(images, labels if of_labels else None, eps=eps, norm=norm, box=clip)
+    inputs.check(images, labels if spec is None else None, eps=eps, norm=norm, box=clip)
     images = jnp.asarray(images)
     logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
     logits = jax.eval_shape(logits_fn, images).shape[-1]
-    if of_labels:
-        classes = num_classes or logits
-        if not 2 <= classes <= logits:
-            raise ValueError(f'num_classes is {num_classes}: the network has {logits} logits')
-        inputs.check_classes(labels, classes)
-        spec = jax.vmap(partial(label_spec, classes=classes, logits=logits))(jnp.asarray(labels))
-    elif spec.shape[-1] != logits:
-        raise ValueError(f'spec has {spec.shape[-1]} columns: the network has {logits} logits')
+    classes = num_classes or logits
+    rows = _specs(labels, classes, logits) if spec is None else _checked(spec, logits)
+    rows = jnp.broadcast_to(rows, (len(images), *rows.shape[-2:]))
     eps = jnp.broadcast_to(jnp.asarray(eps, dtype or images.dtype), len(images))
-    spec = jnp.broadcast_to(jnp.asarray(spec), (len(images), *spec.shape[-2:]))
     if engine == 'jax_verify':
         from robustprune_jax.bounds import jax_verify  # an optional extra
 
         boxes = jax.vmap(partial(_box, clip=clip))(images, eps)
-        lower = jax_verify.lower_bounds(logits_fn, *boxes, spec, method)
+        lower = jax_verify.lower_bounds(logits_fn, *boxes, rows, method)
     else:
-        lower = _native(
-            logits_fn, images, eps, spec, clip, method, norm, dtype, memory_gb or DEFAULT_MEMORY_GB
-        )
-    if not of_labels:
-        return lower
-    others = _other_classes(jnp.asarray(labels)[:, None], classes)
-    return (
-        jnp.zeros((len(images), classes), lower.dtype)
-        .at[jnp.arange(len(images))[:, None], others]
-        .set(lower)
-    )
+        memory_gb = memory_gb or DEFAULT_MEMORY_GB
+        lower = _native(logits_fn, images, eps, rows, clip, method, norm, dtype, memory_gb)
+    return lower if spec is not None else _by_class(lower, jnp.asarray(labels), classes)
 
 
 def verified(lower: jax.Array) -> jax.Array:
@@ -107,12 +100,9 @@ def verified(lower: jax.Array) -> jax.Array:
 
 
 def _check_settings(method, norm, clip, dtype, engine):
-    for name, value, known in (
-        ('method', method, METHODS),
-        ('norm', norm, NORMS),
-        ('engine', engine, ('native', 'jax_verify')),
-    ):
-        lookup(dict.fromkeys(known), value, name)
+    lookup(METHODS, method, 'method')
+    lookup(dict.fromkeys(NORMS), norm, 'norm')
+    lookup(dict.fromkeys(('native', 'jax_verify')), engine, 'engine')
     if engine == 'jax_verify' and (
         method not in ('ibp', 'crown_ibp') or norm != 'linf' or dtype is not None
     ):
@@ -121,6 +111,27 @@ def _check_settings(method, norm, clip, dtype, engine):
         raise ValueError("dtype=float64 needs jax.config.update('jax_enable_x64', True)")
     if clip is not None and clip[0] > clip[1]:
         raise ValueError(f'clip is {clip}: expected (least, largest) value of a pixel')
+
+
+def _specs(labels, classes, logits):
+    """The rows of every label's margins, [B, classes - 1, logits]."""
+    if not 2 <= classes <= logits:
+        raise ValueError(f'num_classes is {classes}: the network has {logits} logits')
+    inputs.check_classes(labels, classes)
+    return jax.vmap(partial(label_spec, classes=classes, logits=logits))(jnp.asarray(labels))
+
+
+def _checked(spec, logits):
+    if spec.shape[-1] != logits:
+        raise ValueError(f'spec has {spec.shape[-1]} columns: the network has {logits} logits')
+    return jnp.asarray(spec)
+
+
+def _by_class(lower, labels, classes):
+    """Bounds of the rows of `_specs` in the order of their classes, [B, classes], 0 for the own."""
+    others = _other_classes(labels[:, None], classes)
+    zeros = jnp.zeros((len(labels), classes), lower.dtype)
+    return zeros.at[jnp.arange(len(labels))[:, None], others].set(lower)
 
 
 def _other_classes(label, classes):
@@ -151,21 +162,19 @@ def _box(image, eps, clip):
 
 @partial(jax.jit, static_argnames=('method', 'norm', 'dtype', 'memory_gb'))
 def _native(logits_fn, images, eps, spec, clip, method, norm, dtype, memory_gb):
-    slope = linear.parallel_slope if method == 'symbolic' else linear.crown_slope
-    refines = method in ('crown', 'symbolic')
+    refines, lower_slope = METHODS[method]
     groups = len(images) if refines and compiler.backend() == 'cpu' else 1
 
     def one(image, eps, spec):
         graph, ball = problem(logits_fn, image, eps, clip, norm, dtype)
         last = len(graph.nodes) - 1
-        if not refines:
-            bounds = linear.intervals(graph, ball)
+        if refines:
+            rows_at_once = rows_in_memory(graph, len(images) // groups, memory_gb)
+            bounds = linear.refined(graph, ball, lower_slope, rows_at_once)
         else:
-            rows = rows_in_memory(graph, len(images) // groups, memory_gb)
-            bounds = linear.refined(graph, ball, slope, rows)
-        slope_to_image = None if method == 'ibp' else slope
+            bounds = linear.intervals(graph, ball)
         rows = spec.astype(graph.dtype)
-        return linear.lower_bounds(graph, rows, last, bounds, ball, slope_to_image)
+        return linear.lower_bounds(graph, rows, last, bounds, ball, lower_slope)
 
     every = jax.vmap(one, axis_name=linear.IMAGES)
     if groups == 1:

@@ -12,7 +12,7 @@ from robustprune_jax.runtime import compiler
 
 
 def transpose(eqn, weights: jax.Array):
-    """Returns rows -> the convolution's transpose applied to them, or None to leave it to XLA.
+    """Returns rows -> (the convolution's transpose applied to them,), or None to leave it to XLA.
 
     None: on accelerators, and for dilated, grouped or other than NHWC x HWIO convolutions.
     """
@@ -51,6 +51,6 @@ def transpose(eqn, weights: jax.Array):
             widths = [(0, 0)] * 4
             widths[axis] = (0, max(0, end - image.shape[axis]))
             image = jax.lax.slice_in_dim(jnp.pad(image, widths), low, end, axis=axis)
-        return image
+        return (image,)
 
     return apply

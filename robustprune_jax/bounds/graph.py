@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustprune_jax.bounds.nodes import Graph, Ref, Sign, affine, bind
+from robustprune_jax.bounds.affine import affine
+from robustprune_jax.bounds.nodes import Graph, Ref, Sign, bind
 from robustprune_jax.bounds.rules import RULES
 from robustprune_jax.graph.interpret import interpret, place
 

@@ -1,51 +1,34 @@
-"""What a logits function is read into: affine and non-linear nodes of one example."""
+"""What a logits function is read into: a list of nodes, the operations on one example.
 
-from collections.abc import Callable
+A kind of node is a NamedTuple that brings its own rules, so that an operation is added by one kind
+and the line of `rules.RULES` that makes a node of it. Bounds are (lower, upper), arrays of a
+value's shape; rows [S, ...] are S linear functions of a value. A kind has:
+
+- inputs: the numbers of the nodes that it reads;
+- interval(*bounds of the inputs) -> bounds of its value;
+- backward(rows, lower_slope, *bounds of the inputs) -> constants, parts: rows(value) is at least
+  low + the sum of each part(input), where constants are (low, high) [S], or None for zeros, and
+  parts rows of the inputs. lower_slope: how a relu is relaxed, crown_slope or parallel_slope;
+- parallel: whether under parallel_slope rows(value) is at most high + the same sum;
+- undecided(lower, upper): of which entries of an input tighter bounds would help. An affine node
+  relaxes nothing and needs none.
+"""
+
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
 
 
-class Affine(NamedTuple):
-    """value = apply(*inputs), affine; radius = absolute(*radii) bounds how far it moves.
-
-    primitive: its name; constant: apply(0, ...), or None where that is 0; transpose: a quicker way
-    than JAX's own to carry rows to the one input, or None.
-    """
-
-    primitive: str
-    inputs: tuple[int, ...]
-    apply: Callable[..., Array]
-    absolute: Callable[..., Array]
-    constant: Array | None
-    transpose: Callable[[Array], Array] | None = None
-
-
-class Relu(NamedTuple):
-    """value = max(x, negative_slope * x), with 0 <= negative_slope < 1."""
-
-    inputs: tuple[int]
-    negative_slope: Any
-
-
-class MaxPool(NamedTuple):
-    """value = apply(x): the largest of each window."""
-
-    inputs: tuple[int]
-    apply: Callable[[Array], Array]
-
-
 class Graph(NamedTuple):
-    """Node 0 is the image, the last node the output.
+    """Node 0 is the image, None; the last node is the output.
 
     shapes: of the nodes' values; dtype: of all values that are floating point.
     """
 
-    nodes: list[Affine | Relu | MaxPool | None]
+    nodes: list[Any]
     shapes: list[jax.ShapeDtypeStruct]
     dtype: np.dtype
 
@@ -69,28 +52,6 @@ def add_node(graph, node, shape):
     return Ref(len(graph.nodes) - 1)
 
 
-def affine(graph, primitive, values, apply, absolute, has_constant=False, transpose=None):
-    """Adds the node apply(*values); values that are no Ref are its constants."""
-    refs = [i for i, value in enumerate(values) if isinstance(value, Ref)]
-
-    def given_constants(function):
-        def of_refs(*inputs):
-            full = list(values)
-            for i, x in zip(refs, inputs, strict=True):
-                full[i] = x
-            return function(*full)
-
-        return of_refs
-
-    inputs = tuple(values[i].node for i in refs)
-    shapes = [graph.shapes[i] for i in inputs]
-    zeros = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
-    constant = given_constants(apply)(*zeros) if has_constant else None
-    of_inputs, of_radii = given_constants(apply), given_constants(absolute)
-    node = Affine(primitive, inputs, of_inputs, of_radii, constant, transpose)
-    return add_node(graph, node, jax.eval_shape(node.apply, *shapes))
-
-
 def bind(eqn, inputs):
     """Returns what the equation computes of `inputs`: one value, or a list of them."""
     if any(isinstance(x, jax.core.Tracer) for x in inputs):
@@ -98,3 +59,18 @@ def bind(eqn, inputs):
     # Inside jit this would be staged, and a constant 0 no longer be known to be 0.
     with jax.ensure_compile_time_eval():
         return eqn.primitive.bind(*inputs, **eqn.params)
+
+
+def call(eqn):
+    """Returns the equation as a function of its inputs."""
+    return lambda *inputs: bind(eqn, inputs)
+
+
+def is_zero(value) -> bool:
+    """Returns whether a constant is known to be 0 everywhere."""
+    return not isinstance(value, jax.core.Tracer) and not np.any(np.asarray(value))
+
+
+def row_sum(rows: Array) -> Array:
+    """Returns the sum of each row [S] of [S, ...]."""
+    return rows.reshape(len(rows), -1).sum(axis=1)

@@ -4,23 +4,18 @@ Inputs are arrays, or Ref where they depend on the image. A rule returns a Ref, 
 them, or None where the primitive is used in a way that has no bound.
 """
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from robustprune_jax.bounds import conv
-from robustprune_jax.bounds.nodes import Affine, MaxPool, Ref, Relu, Sign, add_node, affine, bind
-
-
-def _call(eqn):
-    return lambda *inputs: bind(eqn, inputs)
+from robustprune_jax.bounds import conv, max_pool, relu
+from robustprune_jax.bounds.affine import affine
+from robustprune_jax.bounds.nodes import Ref, Sign, bind, call, is_zero
 
 
 def _structural(graph, eqn, inputs):
     """Moves or sums entries, with coefficients 0 and 1."""
     if any(isinstance(x, Ref) for x in inputs[1:]):
         return None  # an index or a padding value that depends on the image
-    return affine(graph, eqn.primitive.name, inputs, _call(eqn), _call(eqn))
+    return affine(graph, eqn.primitive.name, inputs, call(eqn), call(eqn))
 
 
 def _convert(graph, eqn, inputs):
@@ -33,14 +28,14 @@ def _convert(graph, eqn, inputs):
 def _pad(graph, eqn, inputs):
     if not isinstance(inputs[0], Ref) or isinstance(inputs[1], Ref):
         return None
-    padding = _call(eqn)
+    padding = call(eqn)
     return affine(
         graph, 'pad', inputs, padding, lambda r, value: padding(r, jnp.zeros_like(value)), True
     )
 
 
 def _concatenate(graph, eqn, inputs):
-    join = _call(eqn)
+    join = call(eqn)
     known = [not isinstance(x, Ref) for x in inputs]
 
     def absolute(*radii):
@@ -64,11 +59,11 @@ def _sum(graph, eqn, inputs):
     def absolute(*radii):
         return sum(r for r, k in zip(radii, known, strict=True) if not k)
 
-    return affine(graph, eqn.primitive.name, inputs, _call(eqn), absolute, any(known))
+    return affine(graph, eqn.primitive.name, inputs, call(eqn), absolute, any(known))
 
 
 def _negate(graph, eqn, inputs):
-    return affine(graph, 'neg', inputs, _call(eqn), lambda r: r)
+    return affine(graph, 'neg', inputs, call(eqn), lambda r: r)
 
 
 def _product(graph, eqn, inputs):
@@ -78,7 +73,7 @@ def _product(graph, eqn, inputs):
         return None
     if name == 'conv_general_dilated' and isinstance(inputs[1], Ref):
         return None
-    apply = _call(eqn)
+    apply = call(eqn)
     known = [not isinstance(x, Ref) for x in inputs]
 
     def absolute(*radii):
@@ -88,25 +83,8 @@ def _product(graph, eqn, inputs):
     return affine(graph, name, inputs, apply, absolute, transpose=transpose)
 
 
-def _max(graph, eqn, inputs):
-    """max(x, c) is relu(x - c) + c; of two images' values there is no bound here."""
-    x, c = inputs if isinstance(inputs[0], Ref) else inputs[::-1]
-    if isinstance(c, Ref):
-        return None
-    if _is_zero(c):
-        return _relu(graph, x, 0.0)
-    shape = graph.shapes[x.node].shape
-    c = jnp.broadcast_to(c, shape)
-    shifted = affine(graph, 'sub', [x], lambda x: x - c, lambda r: r, True)
-    return affine(graph, 'add', [_relu(graph, shifted, 0.0)], lambda x: x + c, lambda r: r, True)
-
-
-def _relu(graph, x, negative_slope):
-    return add_node(graph, Relu((x.node,), negative_slope), graph.shapes[x.node])
-
-
 def _compare(graph, eqn, inputs):
-    if isinstance(inputs[0], Ref) and _is_zero(inputs[1]):
+    if isinstance(inputs[0], Ref) and is_zero(inputs[1]):
         return Sign(inputs[0].node)
     return None
 
@@ -115,42 +93,17 @@ def _select(graph, eqn, inputs):
     """Of a known choice; or leaky relu: a value where it is positive, else a part of it."""
     which, *cases = inputs
     if isinstance(which, Sign):
-        return _leaky_relu(graph, which.node, *cases)
+        return relu.leaky(graph, which.node, *cases)
     if isinstance(which, Ref):
         return None
     known = [not isinstance(x, Ref) for x in cases]
-    select = _call(eqn)
+    select = call(eqn)
 
     def absolute(which, *radii):
         zeroed = (jnp.zeros_like(r) if k else r for r, k in zip(radii, known, strict=True))
         return select(which, *zeroed)
 
     return affine(graph, 'select_n', inputs, select, absolute, any(known))
-
-
-def _leaky_relu(graph, node, negative, positive):
-    if positive != Ref(node) or not isinstance(negative, Ref):
-        return None
-    scaled = graph.nodes[negative.node]
-    if not (isinstance(scaled, Affine) and scaled.primitive == 'mul' and scaled.inputs == (node,)):
-        return None
-    with jax.ensure_compile_time_eval():
-        slope = scaled.apply(jnp.ones(graph.shapes[node].shape, graph.shapes[node].dtype))
-    if isinstance(slope, jax.core.Tracer):
-        return None
-    slope = np.asarray(slope)
-    if not np.all((slope >= 0) & (slope < 1)):
-        return None
-    return _relu(graph, Ref(node), slope)
-
-
-def _max_pool(graph, eqn, inputs):
-    shape = jax.eval_shape(_call(eqn), graph.shapes[inputs[0].node])
-    return add_node(graph, MaxPool((inputs[0].node,), _call(eqn)), shape)
-
-
-def _is_zero(value):
-    return not isinstance(value, jax.core.Tracer) and not np.any(np.asarray(value))
 
 
 RULES = {
@@ -186,10 +139,10 @@ RULES = {
     'div': _product,
     'dot_general': _product,
     'conv_general_dilated': _product,
-    'max': _max,
+    'max': relu.maximum,
     'ge': _compare,
     'gt': _compare,
     'select_n': _select,
-    'reduce_window_max': _max_pool,
-    'reduce_max': _max_pool,
+    'reduce_window_max': max_pool.max_pool,
+    'reduce_max': max_pool.max_pool,
 }

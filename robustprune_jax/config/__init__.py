@@ -3,16 +3,18 @@
 from robustprune_jax.config import default, with_argument
 """
 
+from robustprune_jax.config.parts import PHASES, TRAINED, Part, exact
 from robustprune_jax.config.schema import (
-    PHASES,
-    TRAINED,
     certificates,
     completed,
     default,
     fields,
+    for_method,
     identity,
+    methods,
     names,
     objective_name,
+    overrides,
     phases,
     pseudo_per_batch,
     repeats,
@@ -23,13 +25,18 @@ from robustprune_jax.config.schema import (
 __all__ = [
     'PHASES',
     'TRAINED',
+    'Part',
     'certificates',
     'completed',
     'default',
+    'exact',
     'fields',
+    'for_method',
     'identity',
+    'methods',
     'names',
     'objective_name',
+    'overrides',
     'phases',
     'pseudo_per_batch',
     'repeats',

@@ -29,6 +29,11 @@ class Part(NamedTuple):
             return self.phase
         return f'{self.method}_{exact(self.density)}' + '_pruned' * (self.phase == 'prune')
 
+    def __str__(self) -> str:
+        if self.method is None:
+            return self.phase
+        return f'{self.method} {exact(self.density)} {self.phase}'
+
     @classmethod
     def at(cls, folder: str) -> 'Part':
         """Returns the part whose folder that is; raises ValueError where it is none's."""

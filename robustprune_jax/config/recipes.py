@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from robustprune_jax.config.parts import TRAINED
+
 
 def fashion_mnist(config: ConfigDict) -> None:
     """mnist_model on Fashion-MNIST, where the Debian package puts it."""
@@ -12,11 +14,13 @@ def fashion_mnist(config: ConfigDict) -> None:
 
 
 def colour_images(config: ConfigDict, name: str) -> None:
-    """A data set of 32 x 32 images by its registered name, and the original's densities."""
+    """A data set of 32 x 32 images by its registered name, and the original's densities, at which
+    it keeps no class connected."""
     config.dataset.name = name
     config.dataset.augment = 'crop_flip'
     config.dataset.validation = 2_000
     config.densities = (0.1, 0.05, 0.01)
+    config.pruning.per_class = 0
 
 
 def original_sgd(config: ConfigDict) -> None:
@@ -25,7 +29,6 @@ def original_sgd(config: ConfigDict) -> None:
         ('pretrain', 100, 0.1),
         ('prune', 20, 0.1),
         ('finetune', 100, 0.01),
-        ('lwm', 100, 0.01),
     ):
         config[phase].update(epochs=epochs, learning_rate=learning_rate, schedule='original_cosine')
 
@@ -41,7 +44,7 @@ def original_trades(config: ConfigDict, name: str) -> None:
 
 def semisup(config: ConfigDict) -> None:
     config.dataset.pseudo_labelled = 'data/ti_500K_pseudo_labeled.pickle'
-    for phase in ('pretrain', 'prune', 'finetune', 'lwm'):
+    for phase in TRAINED:
         config[phase].batch_size *= 2
 
 

@@ -14,14 +14,13 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from robustprune_jax.config.parts import PHASES, TRAINED
 from robustprune_jax.runtime.registry import lookup
-
-TRAINED = ('pretrain', 'prune', 'finetune', 'lwm')
-PHASES = (*TRAINED, 'evaluate')
 
 # What may differ between two launches into one workdir: it changes no trained weight.
 NOT_IDENTITY = (
     'phases',
+    'methods',
     'densities',
     'source',
     'evaluate',
@@ -30,6 +29,10 @@ NOT_IDENTITY = (
     'validate_every',
     'checkpoint_every',
 )
+
+
+# The sections that `overrides` may set for one method.
+OWN = ('prune.', 'finetune.', 'pruning.')
 
 
 def _training(**fields):
@@ -52,14 +55,21 @@ def _training(**fields):
 def default() -> ConfigDict:
     """Returns a config with every field: mnist_model on the embedded digits, under TRADES."""
     config = ConfigDict()
-    config.arch = 'mnist_model'  # a name of models.MODELS
+    # A name of models.MODELS, or 'package.module:Name' of a Flax Linen module of your own.
+    config.arch = 'mnist_model'
     config.seed = 0  # of initial weights, batch order, augmentation, attacks
-    # Comma-separated, of pretrain, prune, finetune, lwm, evaluate; what is done is not redone.
+    # Comma-separated, of pretrain, prune, finetune, evaluate; what is done is not redone.
     config.phases = ','.join(PHASES)
-    # Fractions of each layer's weights that stay, in (0, 1]; one pretrained network serves all.
+    # Comma-separated names of pruning.METHODS; one pretrained network serves all.
+    config.methods = 'hydra,lwm'
+    # Fractions of the prunable weights that stay, in (0, 1].
     config.densities = (0.1,)
-    # A checkpoint directory that stands in for the phase before the first of `phases`:
-    # a pretrained network for prune and lwm, a pruned one for finetune, any for evaluate alone.
+    # Settings of prune, finetune or pruning that one method has to itself, comma-separated:
+    # METHOD.FIELD=VALUE, such as lwm.finetune.epochs=12.
+    config.overrides = ''
+    # A checkpoint directory that stands in for the network that `phases` start from: a pretrained
+    # one for prune, and for finetune where a method has no prune, else a pruned one; any for
+    # evaluate alone.
     config.source = ''
 
     config.dataset = ConfigDict()
@@ -128,14 +138,26 @@ def default() -> ConfigDict:
     config.mixtrain.memory_gb = 1.0  # for their bounds, about
 
     config.pretrain = _training()  # 0 epochs: the network stays as it is drawn
-    config.prune = _training(epochs=10)
-    # Where the scores start: a name of masks.SCORE_INITS, or snip (|W * gradient| on one batch).
-    config.prune.score_init = 'scaled'
+    config.pruning = ConfigDict()  # '': as the method has it
+    config.pruning.criterion = ''  # where the scores start: a name of pruning.CRITERIA
+    config.pruning.allocation = ''  # how many weights each layer keeps: of pruning.ALLOCATIONS
+    config.pruning.structure = ''  # what is kept as one: of pruning.STRUCTURES
+    config.pruning.power = 0.5  # of the allocation power: a layer keeps size ** power, scaled
+    # The last layer keeps so many weights of each class, or as many as it has for each; 0: none is
+    # sure to be reached, as in the original.
+    config.pruning.per_class = 1
+    config.pruning.rates = ConfigDict()  # of the allocation learned: HARP's kept fractions
+    config.pruning.rates.learning_rate = 0.1  # of SGD, constant
+    config.pruning.rates.momentum = 0.9
+    config.pruning.rates.gamma = 0.2  # the budget's weight in the loss; grows by so much an epoch
+    config.pruning.rates.minimum = 0.1  # of the density, that a layer keeps at least
+    config.pruning.rates.gradient = 'threshold'  # | sum, the paper's
+    config.pruning.rates.start = 'uniform'  # the allocation to start from: | erk | igq | power
+    # True: where no mask is learned, weights times 1 / sqrt(density), for untrained networks.
+    config.pruning.rescale = False
+    config.prune = _training(epochs=10)  # of the methods that learn the mask
     config.prune.freeze_bn = False  # True: BatchNorm's scale and bias do not train in prune
     config.finetune = _training(learning_rate=0.01)
-    config.lwm = _training(learning_rate=0.01)  # the baseline: finetune under a mask not learned
-    config.lwm.score_init = 'scaled'  # which keeps the largest weights; others as prune.score_init
-    config.lwm.rescale = False  # True: weights times 1 / sqrt(density), for untrained networks
 
     config.evaluate = ConfigDict()
     config.evaluate.checkpoint = 'latest'  # latest | best (on the validation part)
@@ -190,6 +212,8 @@ def smoke(config: ConfigDict) -> None:
             warmup_epochs=0.0,
             ramp_epochs=min(section.ramp_epochs, 1.0),
         )
+    own = names(config.overrides)
+    config.overrides = ','.join(word for word in own if '.pruning.' in word)
 
 
 def with_argument(
@@ -200,6 +224,7 @@ def with_argument(
     arg: comma-separated; `smoke` or a name of `variants` changes the config as that function does,
     `density=0.01` sets the one density, `FIELD=VALUE` any other field (`prune.epochs=5`). Wherever
     they stand, single fields correct variants, and `smoke` shrinks what all of them have made.
+    METHOD.FIELD=VALUE is added to `overrides`.
     Raises ValueError on an unknown word, with the nearest name.
     """
     variants = {'smoke': smoke, **(variants or {})}
@@ -219,6 +244,8 @@ def with_argument(
 def _set(config, field, text):
     if field == 'density':
         field, text = 'densities', f'({text},)'
+    if field.partition('.')[0] in names(config.methods):
+        field, text = 'overrides', ','.join([*names(config.overrides), f'{field}={text}'])
     old = lookup(fields(config), field, 'config field')
     value = text if isinstance(old, str) else _literal(field, text, old)
     config.update_from_flattened_dict({field: value})
@@ -237,6 +264,41 @@ def _literal(field, text, old):
 def phases(config: ConfigDict) -> list[str]:
     """Returns the phases to run, in the order in which they follow each other."""
     return [name for name in PHASES if name in names(config.phases)]
+
+
+def methods(config: ConfigDict) -> list[str]:
+    """Returns the names of the pruning methods to run, in their order."""
+    return names(config.methods)
+
+
+def overrides(text: str) -> dict[str, dict[str, str]]:
+    """Returns {method: {field: value}} of a config's `overrides`.
+
+    Raises ValueError on a word that is not METHOD.FIELD=VALUE.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for word in names(text):
+        method, dot, assignment = word.partition('.')
+        field, equals, value = assignment.partition('=')
+        if not (dot and equals):
+            raise ValueError(
+                f'config.overrides is {text!r}: expected METHOD.FIELD=VALUE, comma-separated'
+            )
+        found.setdefault(method, {})[field] = value
+    return found
+
+
+def for_method(config: ConfigDict, method: str | None) -> ConfigDict:
+    """Returns the config that a method's phases have: a copy, with its `overrides` in it.
+
+    Raises ValueError on one whose field is none of prune, finetune and pruning.
+    """
+    config = config.copy_and_resolve_references()
+    own = {field: None for field in fields(config) if field.startswith(OWN)}
+    for field, value in overrides(config.overrides).get(method, {}).items():
+        lookup(own, field, 'field in config.overrides')
+        _set(config, field, value)
+    return config
 
 
 def certificates(config: ConfigDict) -> list[str]:

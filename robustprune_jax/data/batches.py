@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import partial
 
 import grain
 import numpy as np
@@ -40,46 +41,55 @@ def train_batches(
     if batch_size % count:
         raise ValueError(f'batch_size={batch_size} does not divide among {count} processes')
     mine = slice(index * batch_size // count, (index + 1) * batch_size // count)
-
-    def gather(indices: np.ndarray) -> dict[str, np.ndarray]:
-        return {'image': images[indices[mine]], 'label': labels[indices[mine]].astype(np.int32)}
-
-    def gather_mixed(indices: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
-        place = places[mine]
-        other = place >= len(indices[0])
-        rows = np.concatenate(indices)[place]
-        image = np.empty((len(place), *images.shape[1:]), images.dtype)
-        label = np.empty(len(place), np.int32)
-        for which, source in ((~other, (images, labels)), (other, pseudo)):
-            image[which], label[which] = (array[rows[which]] for array in source)
-        return {'image': image, 'label': label}
-
-    def decode(indices: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        seeds = rng.integers(2**63, size=len(indices))[mine]  # drawn for the global batch
-        pixels, shown = images.random(indices[mine], seeds)
-        return {'image': pixels, 'label': labels[shown].astype(np.int32)}
-
     # Only indices travel through Grain: gathering a whole batch at once from memory is several
     # times faster than a pipeline of single examples.
     order = _order(len(labels), seed, batch_size - pseudo_count)
     ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     if pseudo_count:
-        # Evenly, so that every device gets its part of both.
-        parts = [(np.arange(n) + 0.5) / n for n in (batch_size - pseudo_count, pseudo_count)]
-        places = np.argsort(np.concatenate(parts), kind='stable')
         both = [order, _order(len(pseudo[1]), seed + 1, pseudo_count)]
         alike = min(map(len, both))  # endless, but not of one length
         zipped = grain.experimental.ZipMapDataset([one[:alike] for one in both])
-        return iter(zipped.map(gather_mixed).to_iter_dataset(ahead))
+        places = _evenly(batch_size - pseudo_count, pseudo_count)[mine]
+        gather = partial(_gather_mixed, [(images, labels), pseudo], places)
+        return iter(zipped.map(gather).to_iter_dataset(ahead))
     if isinstance(images, np.ndarray):
-        return iter(order.map(gather).to_iter_dataset(ahead))
+        return iter(order.map(partial(_gather, images, labels, mine)).to_iter_dataset(ahead))
+    decoded = order.random_map(partial(_decode, images, labels, mine))
     if workers:
-        return _InProcesses(order.random_map(decode), workers)
-    return iter(order.random_map(decode).to_iter_dataset(_decoding_threads()))
+        return _InProcesses(decoded, workers)
+    return iter(decoded.to_iter_dataset(_decoding_threads()))
 
 
 def _order(count: int, seed: int, batch_size: int) -> grain.MapDataset:
     return grain.MapDataset.range(count).seed(seed).shuffle().repeat().batch(batch_size)
+
+
+def _evenly(*counts: int) -> np.ndarray:
+    """The places of a batch whose parts, one after the other, are to be spread: so that every
+    device gets its part of each."""
+    return np.argsort(np.concatenate([(np.arange(n) + 0.5) / n for n in counts]), kind='stable')
+
+
+def _gather(images, labels, mine, indices: np.ndarray) -> dict[str, np.ndarray]:
+    return {'image': images[indices[mine]], 'label': labels[indices[mine]].astype(np.int32)}
+
+
+def _gather_mixed(sources, places, indices: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+    """sources: (images, labels) of each part; places: of what is gathered among both indices."""
+    images = sources[0][0]
+    other = places >= len(indices[0])
+    rows = np.concatenate(indices)[places]
+    image = np.empty((len(places), *images.shape[1:]), images.dtype)
+    label = np.empty(len(places), np.int32)
+    for which, source in zip((~other, other), sources, strict=True):
+        image[which], label[which] = (array[rows[which]] for array in source)
+    return {'image': image, 'label': label}
+
+
+def _decode(images, labels, mine, indices: np.ndarray, rng: np.random.Generator):
+    seeds = rng.integers(2**63, size=len(indices))[mine]  # drawn for the global batch
+    pixels, shown = images.random(indices[mine], seeds)
+    return {'image': pixels, 'label': labels[shown].astype(np.int32)}
 
 
 def _decoding_threads():
@@ -126,14 +136,13 @@ class _InProcesses(grain.DatasetIterator):
 
 
 def eval_batches(
-    images: np.ndarray | EncodedImages, labels: np.ndarray, batch_size: int, *, start: int = 0
+    images: np.ndarray | EncodedImages, labels: np.ndarray, batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Iterates {'image', 'label', 'mask'} over examples start, start + 1, ... in order, each once.
+    """Iterates {'image', 'label', 'mask'} over all examples in order, each once.
 
     Encoded images are decoded to their central squares, ahead in threads. All batches have
     batch_size examples: the last one is filled up with zeros, where the mask (bool [batch_size])
-    is False. An evaluation that was interrupted goes on at a `start` that is a multiple of
-    batch_size with the very batches it would have seen.
+    is False.
     """
 
     def cut(first: int) -> dict[str, np.ndarray]:
@@ -149,5 +158,5 @@ def eval_batches(
             'mask': np.arange(batch_size) < real,
         }
 
-    firsts = grain.MapDataset.range(start, len(labels), batch_size)
+    firsts = grain.MapDataset.range(0, len(labels), batch_size)
     return iter(firsts.map(cut).to_iter_dataset(_decoding_threads()))

@@ -7,15 +7,13 @@ from ml_collections import ConfigDict
 
 from robustprune_jax.config import identity, objective_name
 
-THREATS = {'linf': 'Linf', 'l2': 'L2'}
-
 
 def card(config: ConfigDict, entry: dict) -> dict:
     """Returns the card of a network from its entry in result.json and the config of its run.
 
     RobustBench's fields: name, dataset, architecture, eps (text), clean_acc, reported (under PGD)
     and autoattack_acc (under the standard ensemble, None where it was not run), in percent, as
-    text. Ours: threat, evaluations (the entry's `robust`), density, kept, prunable, seed,
+    text. Ours: threat, evaluations (the entry's `robust`), method, density, kept, prunable, seed,
     objective, commit (of this project's checkout, None elsewhere) and config.
     """
     robust = entry['robust']
@@ -24,7 +22,7 @@ def card(config: ConfigDict, entry: dict) -> dict:
         'name': name,
         'dataset': config.dataset.name,
         'architecture': config.arch,
-        'threat': THREATS[robust['pgd']['norm']],
+        'threat': robust['pgd']['norm'].capitalize(),
         'eps': f'{robust["pgd"]["eps"]:g}',
         'clean_acc': _percent(entry['clean_accuracy']),
         'reported': _percent(robust['pgd']['accuracy']),
@@ -34,6 +32,7 @@ def card(config: ConfigDict, entry: dict) -> dict:
         'additional_data': bool(config.dataset.pseudo_labelled),
         'examples': entry['examples'],
         'evaluations': robust,
+        'method': entry['method'],
         'density': entry['density'],
         'kept': entry['kept'],
         'prunable': entry['prunable'],

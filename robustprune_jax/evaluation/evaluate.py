@@ -22,7 +22,7 @@ from robustprune_jax.data.augment import to_float
 from robustprune_jax.evaluation.predictions import predictions
 from robustprune_jax.evaluation.records import recorded
 from robustprune_jax.network import logits_fn
-from robustprune_jax.pruning.masks import sparsity
+from robustprune_jax.pruning import sparsity
 from robustprune_jax.runtime import distributed, sharding
 
 
@@ -97,11 +97,13 @@ def evaluate(
         robust |= _proved(subject, methods, pgd, memory_gb, clean & attacked, broken)
     if settings.smooth.examples:
         robust['smooth'] = _certified_radii(subject, settings.smooth)
-    total = sparsity(variables)['total']
+    layers = {layer: [x['kept'], x['prunable']] for layer, x in sparsity(variables).items()}
+    kept, prunable = layers.pop('total')
     return {
         'name': name,
-        'kept': total['kept'],
-        'prunable': total['prunable'],
+        'kept': kept,
+        'prunable': prunable,
+        'layers': layers,
         'clean_accuracy': float(clean.mean()),
         'examples': subject.count,
         'robust': robust,

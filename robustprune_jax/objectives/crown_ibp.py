@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from robustprune_jax.attacks import cross_entropy
 from robustprune_jax.bounds import label_spec, linear, problem
+from robustprune_jax.bounds.relu import crown_slope
 from robustprune_jax.objectives.objective import Objective, accuracy, eval_logits
 from robustprune_jax.objectives.ramps import between, fraction
 
@@ -60,7 +61,7 @@ def worst_case_loss(network, image, label, eps, beta, num_classes, loss_fusion):
     spec = label_spec(label, num_classes, num_classes)
 
     def crown(rows):
-        return linear.lower_bounds(graph, rows, last, bounds, ball, linear.crown_slope)
+        return linear.lower_bounds(graph, rows, last, bounds, ball, crown_slope)
 
     lower = linear.lower_bounds(graph, spec, last, bounds, ball, None)
     by_intervals, is_verified = _cross_entropy(lower), jnp.all(lower > 0)

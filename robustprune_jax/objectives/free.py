@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from robustprune_jax.attacks import cross_entropy
+from robustprune_jax.attacks import NORMS, cross_entropy
 from robustprune_jax.objectives.objective import Objective, accuracy
 
 
@@ -15,7 +15,7 @@ def free(config) -> Objective:
     batch and from epoch to epoch (the original's starts again at 0 in every epoch). Reads
     config.free.n_repeats and config.attack: eps for training, all of it for validation.
     """
-    eps = config.attack.eps
+    eps, norm = config.attack.eps, NORMS['linf']
 
     def loss(logits_of, delta, batch, key, progress):
         attacked, batch_stats = logits_of(jnp.clip(batch['image'] + delta, 0, 1), train=True)
@@ -25,7 +25,7 @@ def free(config) -> Objective:
     return Objective(
         loss,
         init_carry=lambda shape: np.zeros(shape, np.float32),
-        ascend=lambda delta, gradient: jnp.clip(delta + eps * jnp.sign(gradient), -eps, eps),
+        ascend=lambda delta, gradient: norm.project(delta + eps * norm.direction(gradient), 0, eps),
         repeats=config.free.n_repeats,
         attack=dict(config.attack),
     )

@@ -11,7 +11,7 @@ import os
 import re
 from pathlib import Path
 
-from robustprune_jax.report import figures, formats, page
+from robustprune_jax.report import earlier, figures, formats, page
 from robustprune_jax.report.experiments import experiments
 from robustprune_jax.report.results import tables
 from robustprune_jax.report.run import Run, read
@@ -22,11 +22,12 @@ __all__ = ['combine', 'read', 'table', 'write']
 
 def table(result: dict) -> str:
     """Returns the networks of a run as text: a line for each network, and for each density how
-    many percentage points the learned mask is above (+) or below LWM.
+    many percentage points each other method is above (+) or below LWM.
 
     result: what result.json holds; `networks` may be absent or incomplete.
     """
-    return formats.text(tables({'': [{'networks': [], **result}]}))
+    networks = [earlier.entry(network) for network in result.get('networks', [])]
+    return formats.text(tables({'': [{**result, 'networks': networks}]}))
 
 
 def write(workdir: str | os.PathLike) -> Path:

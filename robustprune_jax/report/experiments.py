@@ -4,6 +4,7 @@ from functools import reduce
 from pathlib import PurePath
 from typing import NamedTuple
 
+from robustprune_jax.report.networks import titles
 from robustprune_jax.report.run import Run
 from robustprune_jax.runtime.files import differences
 
@@ -20,10 +21,17 @@ class Experiment(NamedTuple):
         return [run.result for run in self.runs]
 
     @property
-    def densities(self) -> list[str]:
-        """The densities of all runs, densest first."""
-        found = {density for run in self.runs for density in run.densities}
-        return sorted(found, key=float, reverse=True)
+    def titles(self) -> dict[str | None, str]:
+        """Method -> title: None for pretraining, then LWM, then the others as they appear."""
+        every = [network for result in self.results for network in result['networks']]
+        return titles(every, [part for run in self.runs for part in run.parts])
+
+    @property
+    def densities(self) -> list[float]:
+        """The densities of which there are other files than result.json, densest first."""
+        return sorted(
+            {part.density for run in self.runs for part in run.parts if part.density}, reverse=True
+        )
 
 
 def experiments(runs: list[Run]) -> tuple[list[Experiment], list[str]]:

@@ -5,15 +5,6 @@ import io
 
 from robustprune_jax.report.results import Block, Cell, Row, Table
 
-NAMES = {
-    'pretrain': 'pretrained',
-    'lwm': 'LWM',
-    'snip': 'SNIP',
-    'random': 'random mask',
-    'pruned': 'learned, before fine-tuning',
-    'hydra': 'learned',
-    'hydra - lwm': 'learned − LWM',
-}
 # A lone hyphen stays one: a minus sign is written as such.
 ESCAPED = str.maketrans(
     {
@@ -26,11 +17,6 @@ ESCAPED = str.maketrans(
         '+': '$+$',
     }
 )
-
-
-def label(row: Row) -> str:
-    """Returns what a row is called where its density stands beside it."""
-    return NAMES.get(row.name if row.delta else row.name.partition('_')[0], row.name)
 
 
 def counts(row: Row) -> list[str]:
@@ -50,7 +36,7 @@ def number(cell: Cell | None, row: Row, seeds: int) -> str:
 
 def text(tables: list[Table]) -> str:
     """Returns tables in columns of characters: a line for each network, and for each density how
-    many percentage points the learned mask is above (+) or below LWM."""
+    many percentage points each other method is above (+) or below LWM."""
     return '\n\n'.join(map(_text, tables)) or 'No network has been evaluated yet.'
 
 
@@ -119,7 +105,7 @@ def _latex(table: Table) -> str:
                 lines.append('\\addlinespace')
             density = row.density
             numbers = [cell.replace('-', '−') for cell in _numbers(row, block)]
-            cells = map(_escaped, [label(row), *counts(row), *numbers])
+            cells = map(_escaped, [row.title, *counts(row), *numbers])
             best = [False, False, False, *row.best]
             lines.append(
                 _line(f'\\textbf{{{c}}}' if b else c for c, b in zip(cells, best, strict=True))

@@ -5,7 +5,7 @@ from html import escape
 
 from robustprune_jax.report.experiments import Experiment, facts, fields_apart
 from robustprune_jax.report.figures import Drawn
-from robustprune_jax.report.formats import counts, label, number
+from robustprune_jax.report.formats import counts, number
 from robustprune_jax.report.results import Cell, Row, Table, tables
 
 STYLE = """
@@ -119,7 +119,7 @@ def _table(table: Table) -> str:
             density = row.density
             classes = [row.delta and 'delta', starts and 'group']
             body += f'<tr class="{" ".join(c for c in classes if c)}">'
-            body += f'<th scope="row">{escape(label(row))}</th>'
+            body += f'<th scope="row">{escape(row.title)}</th>'
             body += ''.join(f'<td>{escape(text)}</td>' for text in counts(row))
             body += ''.join(
                 f'<td{" class=best" if best else ""}>{_number(cell, row, len(block.seeds))}</td>'
@@ -130,7 +130,7 @@ def _table(table: Table) -> str:
     return (
         f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n'
         f'<tbody>{body}</tbody></table></div>\n<p class="note">{notes} '
-        'Bold: the better mask at a density; differences in percentage points.</p>\n'
+        'Bold: the best fine-tuned mask at a density; differences in percentage points.</p>\n'
     )
 
 

@@ -1,13 +1,13 @@
 """The comparison of networks over seeds and recipes, as tables that any output format can print."""
 
 import math
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
 
 from robustprune_jax.report.columns import Column, columns
-
-ORDER = ('pretrain', 'lwm', 'pruned', 'hydra')
+from robustprune_jax.report.networks import BASELINE, label, part_of, titles
 
 
 class Cell(NamedTuple):
@@ -20,13 +20,15 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A network, or (delta=True) learned minus LWM at one density, seed by seed.
+    """A network, or (delta=True) another method minus LWM at one density, seed by seed.
 
-    cells: None where nothing was measured; best: whether a cell is the better one of the pair
-    learned and LWM, over the seeds that have both.
+    title: what it is called where its density stands beside it; cells: None where nothing was
+    measured; best: whether a cell is ahead of each other fine-tuned network of the density, over
+    the seeds that have both.
     """
 
     name: str
+    title: str
     density: float | None
     kept: int | None
     prunable: int | None
@@ -79,22 +81,45 @@ def _block(title: str, results: list[dict], shown: list[Column]) -> Block:
 
 
 def rows(results: list[dict], shown: list[Column]) -> list[Row]:
-    """Returns the networks from dense to sparse, LWM before learned, then their difference."""
-    networks = {x['name']: x for result in reversed(results) for x in result['networks']}
+    """Returns the networks from dense to sparse, at each density LWM before the other methods, then
+    what each other fine-tuned one is ahead of it."""
+    every = [network for result in results for network in result['networks']]
+    called = titles(every)
+    networks = {part_of(network): network for network in reversed(every)}
+    order = {method: place for place, method in enumerate(called)}
+
+    def rank(part):
+        return -(part.density or math.inf), order[part.method], part.phase != 'prune'
+
     table_rows = []
-    for name, network in sorted(networks.items(), key=lambda item: _rank(item[1])):
-        kind, _, density = name.partition('_')
-        rival = {'hydra': f'lwm_{density}', 'lwm': f'hydra_{density}'}.get(kind)
-        cells = [cell(column, name) for column in shown]
-        deltas = [cell(column, name, rival) if rival else None for column in shown]
-        # An equal result is highlighted in neither row; the bound is for rounding of means.
-        best = [delta is not None and delta.mean > 1e-9 for delta in deltas]
-        counts = (network.get('density'), network.get('kept'), network.get('prunable'))
-        table_rows.append(Row(name, *counts, cells, best))
-        if kind == 'hydra' and rival in networks:
-            none_best = [False] * len(deltas)
-            table_rows.append(Row('hydra - lwm', counts[0], None, None, deltas, none_best, True))
+    for density, parts in groupby(sorted(networks, key=rank), lambda part: part.density):
+        parts = list(parts)
+        tuned = {part.method: networks[part]['name'] for part in parts if part.phase == 'finetune'}
+        for part in parts:
+            name = networks[part]['name']
+            rivals = [other for other in tuned.values() if other != name]
+            counts = [networks[part].get(key) for key in ('density', 'kept', 'prunable')]
+            cells = [cell(column, name) for column in shown]
+            best = [part.phase == 'finetune' and _leads(column, name, rivals) for column in shown]
+            table_rows.append(Row(name, label(part, called), *counts, cells, best))
+        if BASELINE in tuned:
+            others = [method for method in tuned if method != BASELINE]
+            table_rows += [_difference(x, density, tuned, called, shown) for x in others]
     return table_rows
+
+
+def _difference(method, density, tuned, called, shown) -> Row:
+    """Returns how far the network of a method is ahead of that of LWM."""
+    name, title = f'{method} - {BASELINE}', f'{called[method]} − {called[BASELINE]}'
+    deltas = [cell(column, tuned[method], tuned[BASELINE]) for column in shown]
+    return Row(name, title, density, None, None, deltas, [False] * len(shown), delta=True)
+
+
+def _leads(column: Column, name: str, rivals: list[str]) -> bool:
+    """Returns whether a network is ahead of each of the others that were measured."""
+    deltas = [cell(column, name, rival) for rival in rivals if rival in column.values]
+    # Equal results are highlighted in no row; the bound is for rounding of means.
+    return bool(deltas) and all(delta is not None and delta.mean > 1e-9 for delta in deltas)
 
 
 def cell(column: Column, name: str, minus: str | None = None) -> Cell | None:
@@ -144,11 +169,3 @@ def _distinct(measured: tuple) -> list[str]:
     """Returns the titles, with the settings where a title alone would stand for two columns."""
     titles = [title for title, _ in measured]
     return [f'{t} ({settings})' if titles.count(t) > 1 else t for t, settings in measured]
-
-
-def _rank(network: dict):
-    """Sorts by density, then by kind; other names come last among their equals."""
-    kind = network['name'].partition('_')[0]
-    density = network.get('density')
-    place = ORDER.index(kind) if kind in ORDER else len(ORDER)
-    return (kind != 'pretrain', -(1 if density is None else density), place, network['name'])

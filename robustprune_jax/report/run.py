@@ -1,7 +1,10 @@
 """The files of a run, read as far as they are there."""
 
+import contextlib
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -9,90 +12,114 @@ from typing import NamedTuple
 import numpy as np
 
 from robustprune_jax import config as configs
+from robustprune_jax.config.parts import Part
+from robustprune_jax.report import earlier
 from robustprune_jax.report.formats import text
+from robustprune_jax.report.networks import part_of
 from robustprune_jax.report.results import tables
 from robustprune_jax.runtime.files import read_jsonl
-
-# part of a density -> the kind of network that it ends with
-# phase -> the kinds of network that it may end with
-PHASES = {'prune': ['pruned'], 'finetune': ['hydra'], 'lwm': ['lwm', 'snip', 'random']}
 
 
 class Run(NamedTuple):
     """What a workdir holds.
 
     recipe: the fields of its config that decide over trained weights, without the seed, None where
-    there is no config; result: result.json, without networks if it is not there; metrics: part
-    ('pretrain', 'density_0.1/prune', ...) -> lines of its metrics.jsonl; weights: network ->
-    {layer: kernel of 2 or 4 dimensions, as PyTorch has it}; radii: network -> the certified radius
-    of each image that smoothing saw, 0 where its prediction is wrong; notes: a sentence for each
-    file that should be there and is not, cannot be read, or is of another version.
+    there is no config; result: result.json, without networks if it is not there; metrics: part ->
+    lines of its metrics.jsonl; weights: part -> {layer: kernel of 2 or 4 dimensions, as PyTorch has
+    it} of the network that it ended with; radii: part -> the certified radius of each image that
+    smoothing saw, 0 where its prediction is wrong; notes: a sentence for each file that should be
+    there and is not, cannot be read, or is of another version.
     """
 
     workdir: Path
     recipe: dict | None
     result: dict
-    metrics: dict[str, list[dict]]
-    weights: dict[str, dict[str, np.ndarray]]
-    radii: dict[str, np.ndarray]
+    metrics: dict[Part, list[dict]]
+    weights: dict[Part, dict[str, np.ndarray]]
+    radii: dict[Part, np.ndarray]
     notes: list[str]
 
     @property
-    def densities(self) -> list[str]:
-        """The densities that were begun, spelled as in file names, densest first."""
-        found = {part.split('/')[0].removeprefix('density_') for part in self.metrics}
-        found |= {name.partition('_')[2] for name in self.weights}
-        return sorted(filter(_is_number, found), key=float, reverse=True)
+    def parts(self) -> list[Part]:
+        """The parts of which there is a file."""
+        return list(dict.fromkeys([*self.metrics, *self.weights, *self.radii]))
 
 
 def read(workdir: str | os.PathLike) -> Run:
     """Returns the Run in a folder; raises FileNotFoundError if there is none."""
     workdir = Path(workdir)
-    begun = [
-        folder for folder in ('pretrain', *_density_parts(workdir)) if (workdir / folder).is_dir()
-    ]
-    if not begun and not (workdir / 'result.json').is_file():
-        raise FileNotFoundError(f'no run in {workdir}: neither result.json nor any phase')
     notes: list[str] = []
     recipe, seed = _config(workdir, notes)
+    begun = _begun(workdir, recipe)
+    if not begun and not (workdir / 'result.json').is_file():
+        raise FileNotFoundError(f'no run in {workdir}: neither result.json nor any phase')
     result = _result(workdir, notes) | ({} if recipe is None else {'seed': seed})
-    evaluated = [network['name'] for network in result['networks']]
+    evaluated = {network['name']: part_of(network) for network in result['networks']}
     notes += [
-        f'{part}: {_networks_of(part)[0]} is not in result.json; once it is trained, the command '
+        f'{part.folder}: {part.network} is not in result.json; once it is trained, the command '
         'of this run with --config.phases=evaluate adds it'
         for part in begun
-        if evaluated
-        and not part.endswith('/prune')
-        and not set(_networks_of(part)) & set(evaluated)
+        if evaluated and part.phase != 'prune' and part.network not in evaluated
     ]
+    parts = evaluated | {part.network: part for part in begun}
     exported = [x.name.removesuffix('.pth.tar') for x in sorted(workdir.glob('export/*.pth.tar'))]
-    names = list(dict.fromkeys([*evaluated, *exported]))
-    parts = dict.fromkeys([*begun, *(part for name in evaluated for part in _parts_of(name))])
-    if recipe and not recipe['pretrain']['epochs']:
-        parts.pop('pretrain', None)  # the network is as it was drawn: there are no lines
+    notes += [
+        f'export/{name}.pth.tar: of no part of this run, so not in the figures of weights'
+        for name in exported
+        if name not in parts
+    ]
+    trained = [
+        part
+        for part in parts.values()  # without epochs the network is as it was drawn: no lines
+        if not (recipe and part.phase == 'pretrain' and not recipe['pretrain']['epochs'])
+    ]
+    shown = [name for name in parts if name in evaluated or name in exported]
     if not begun and not exported:
         notes.append('result.json: alone here, so no training curves and no figures of weights')
-        names, parts = [], {}
-    metrics = {part: _metrics(workdir, part, notes) for part in parts}
-    weights = {name: _weights(workdir, name, notes) for name in names}
-    radii = {name: _radii(workdir, name, notes) for name in evaluated}  # others may be unfinished
+        shown, trained = [], []
+    metrics = {part: _metrics(workdir, part, notes) for part in trained}
+    weights = {parts[name]: _weights(workdir, name, notes) for name in shown}
+    # Of evaluated networks only: others may be unfinished.
+    radii = {part: _radii(workdir, name, notes) for name, part in evaluated.items()}
     return Run(
         workdir,
         recipe,
         result,
         {part: lines for part, lines in metrics.items() if lines},
-        {name: layers for name, layers in weights.items() if layers},
-        {name: values for name, values in radii.items() if len(values)},
+        {part: layers for part, layers in weights.items() if layers},
+        {part: values for part, values in radii.items() if len(values)},
         notes,
     )
+
+
+def _begun(workdir: Path, recipe: dict | None) -> list[Part]:
+    """Returns the parts whose folders are there."""
+    first = [Part('pretrain')] if (workdir / 'pretrain').is_dir() else []
+    # Version 0.1 had one folder less.
+    return first + (
+        _parts(workdir, 'density_*/*/*', Part.at)
+        or _parts(workdir, 'density_*/*', partial(earlier.part, recipe))
+    )
+
+
+def _parts(workdir: Path, pattern: str, at: Callable[[str], Part]) -> list[Part]:
+    """Returns the parts whose folders match a pattern."""
+    found = []
+    for folder in sorted(workdir.glob(pattern)):
+        with contextlib.suppress(ValueError):  # it is no part's
+            found.append(at(str(folder.relative_to(workdir))))
+    return found
 
 
 def _config(workdir: Path, notes: list[str]) -> tuple[dict | None, int | None]:
     """Returns the recipe and the seed of config.json."""
     try:
         saved = json.loads((workdir / 'config.json').read_text())
-        # A config from before a field existed means its default.
-        recipe = configs.completed(saved, configs.identity(configs.default()))
+        # A field that the config was made without had its default; one that is no more may still
+        # be what tells two recipes apart.
+        config = configs.default()
+        config.update(saved)
+        recipe = configs.identity(config)
         return recipe, recipe.pop('seed')
     except FileNotFoundError:
         notes.append('config.json: not there, so this run is compared with no other seed')
@@ -121,8 +148,9 @@ def _result(workdir: Path, notes: list[str]) -> dict:
     understood = []
     for network in networks:
         try:
-            text(tables({'': [{'networks': [network]}]}))
-            understood.append(network)
+            known = earlier.entry(network)
+            text(tables({'': [{'networks': [known]}]}))
+            understood.append(known)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             name = network.get('name') if isinstance(network, dict) else network
             problem = f'{type(error).__name__}: {error}'
@@ -136,32 +164,10 @@ def _version(result: dict) -> str | None:
     return versions.get('robustprune_jax') if isinstance(versions, dict) else None
 
 
-def _density_parts(workdir: Path) -> list[str]:
-    """Returns the folders of the phases after pretraining."""
-    folders = [folder for phase in PHASES for folder in workdir.glob(f'density_*/{phase}')]
-    return sorted(str(folder.relative_to(workdir)) for folder in folders)
-
-
-def _networks_of(part: str) -> list[str]:
-    """Returns the networks of which one is what a part of a run ends with."""
-    density, _, phase = part.removeprefix('density_').rpartition('/')
-    return [f'{kind}_{density}' for kind in PHASES[phase]] if density else [phase]
-
-
-def _parts_of(network: str) -> list[str]:
-    """Returns the parts of a run in which a network was trained, after the one it started from."""
-    kind, _, density = network.partition('_')
-    if kind == 'pretrain':
-        return ['pretrain']
-    if kind == 'hydra':
-        return [f'density_{density}/{phase}' for phase in ('prune', 'finetune')]
-    return [f'density_{density}/{phase}' for phase, kinds in PHASES.items() if kind in kinds]
-
-
-def _metrics(workdir: Path, part: str, notes: list[str]) -> list[dict]:
+def _metrics(workdir: Path, part: Part, notes: list[str]) -> list[dict]:
     """Returns the lines of a part's metrics.jsonl, [] if there are none."""
-    file = f'{part}/metrics.jsonl'
-    lines = read_jsonl(workdir / file, lambda sentence: notes.append(f'{part}/{sentence}'))
+    file = f'{part.folder}/metrics.jsonl'
+    lines = read_jsonl(workdir / file, lambda sentence: notes.append(f'{part.folder}/{sentence}'))
     if not lines:
         notes.append(f'{file}: no lines, so no training curves of this phase')
     return lines
@@ -201,11 +207,3 @@ def _radii(workdir: Path, network: str, notes: list[str]) -> np.ndarray:
     except (ValueError, TypeError, KeyError) as error:
         notes.append(f'{file}: no lines of certified radii ({type(error).__name__}: {error})')
         return np.array([])
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import socket
-import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -18,20 +18,27 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, error.filename or str(path)) from None
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file so that a reader, or a crash, finds the old one or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives the path of a file to write beside `path`, which takes its place at the end.
+
+    A reader, or a crash, finds the old file or the new one, whole.
+    """
+    path = Path(path)
+    temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
     try:
-        with naming(path), os.fdopen(handle, 'wb') as file:
-            file.write(data)
-            os.fchmod(file.fileno(), 0o644)  # mkstemp's files are private
+        with naming(path):
+            yield temporary
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file, and the folder that it is in, as `replacing` does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def read_jsonl(path: Path, tell: Callable[[str], object] = print) -> list[dict]:

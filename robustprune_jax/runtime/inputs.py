@@ -39,7 +39,7 @@ def check(
         _check_labels(np.asarray(labels), len(images))
     eps, width = np.asarray(eps), math.inf if box is None else box[1] - box[0]
     pixels = math.prod(images.shape[1:])
-    largest = width * {'linf': 1, 'l2': math.sqrt(pixels), 'l1': pixels}[norm]
+    largest = width * {'linf': 1, 'l2': math.sqrt(pixels), 'l1': pixels}.get(norm, math.inf)
     if not ((eps >= 0) & (eps <= largest)).all():
         hint = f' ({eps.max():g}/255?)' if norm == 'linf' and eps.max() >= 1 else ''
         raise ValueError(

@@ -2,8 +2,9 @@
 
 Items: `variables` (all that evaluation and export need), `optimizer` (the rest of the train
 state), `data` (the iterator's position), `meta` (JSON: arch, num_classes, image_shape, phase,
-density, score_init, objective, step, epoch, total_steps). `checksums.json` has the CRC-32 of every
-file: what Orbax reads from a damaged one is other weights, or an error that names no file.
+method, density, criterion, allocation, structure, objective, step, epoch, total_steps).
+`checksums.json` has the CRC-32 of every file: what Orbax reads from a damaged one is other weights,
+or an error that names no file.
 """
 
 import contextlib
@@ -272,8 +273,9 @@ def load(path: Path | str, which: str | int = 'latest') -> tuple[dict, dict]:
     if step not in steps:
         raise FileNotFoundError(f'no step {step} in {directory}: there are {steps}')
     with _reading(directory / str(step), 'variables', 'meta') as folder:
-        meta = ocp.load_checkpointables(folder, {'meta': None})['meta']
+        meta = _meta(folder)
         variables = ocp.load(folder, _abstract_variables(folder), checkpointable_name='variables')
+    _check_version(meta, folder)
     return variables, meta
 
 
@@ -282,7 +284,21 @@ def load_meta(path: Path | str) -> dict:
     ValueError when it is damaged."""
     directory = locate(path).absolute()
     with _reading(directory / str(_steps(directory)[-1]), 'meta') as folder:
-        return ocp.load_checkpointables(folder, {'meta': None})['meta']
+        meta = _meta(folder)
+    _check_version(meta, folder)
+    return meta
+
+
+def _meta(folder):
+    return ocp.load_checkpointables(folder, {'meta': None})['meta']
+
+
+def _check_version(meta, folder):
+    if 'method' not in meta:
+        raise ValueError(
+            f'{folder} was saved by robustprune_jax 0.1: its conversion.to_torch makes a file of '
+            "it, and this version's conversion.from_torch a checkpoint of that"
+        )
 
 
 def is_finished(path: Path | str) -> bool:
@@ -297,9 +313,9 @@ def is_finished(path: Path | str) -> bool:
 def save_network(directory: Path | str, variables: dict, meta: dict) -> None:
     """Saves a network without a train state, for `load` and `config.source`.
 
-    meta: at least arch, num_classes, image_shape, phase ('pretrain', 'prune', 'finetune', 'lwm')
-    and density (None before pruning).
+    meta: at least arch, num_classes, image_shape, phase ('pretrain', 'prune', 'finetune') and
+    density (None before pruning); method, where it is known.
     """
-    meta = {'step': 0, 'epoch': 0, 'total_steps': 0, **meta}
+    meta = {'method': None, 'step': 0, 'epoch': 0, 'total_steps': 0, **meta}
     with Checkpoints(directory) as checkpoints:
         checkpoints.save_items(meta['step'], {'variables': variables, 'meta': meta})

@@ -1,4 +1,4 @@
-"""Training: pretrain, prune, finetune and lwm are one loop with different arguments."""
+"""Training: pretrain, prune and finetune are one loop with different arguments."""
 
 import math
 import signal
@@ -6,6 +6,7 @@ import sys
 import threading
 import zlib
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,32 +17,35 @@ from flax import linen
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from robustprune_jax.config import objective_name, pseudo_per_batch
+from robustprune_jax.config import Part, objective_name, pseudo_per_batch
 from robustprune_jax.data import Splits
 from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.data.batches import train_batches
 from robustprune_jax.network import logits_fn, with_masks
 from robustprune_jax.objectives import OBJECTIVES, Objective
+from robustprune_jax.pruning import Choice, Method, configured
 from robustprune_jax.runtime import distributed, sharding
 from robustprune_jax.runtime.registry import lookup
 from robustprune_jax.training.checkpoint import Checkpoints
 from robustprune_jax.training.log import PhaseLog
 from robustprune_jax.training.optim import optimizer, phase_labels, schedule
-from robustprune_jax.training.start import checkpoint_meta, phase_key
+from robustprune_jax.training.start import checkpoint_meta, choice, phase_key, stream
 from robustprune_jax.training.state import place
-from robustprune_jax.training.step import create_state, train_step
+from robustprune_jax.training.step import Step, create_state, train_step
 from robustprune_jax.training.validation import validate
 
 
 class Phase(NamedTuple):
     """What is to be trained, and how long. One epoch is a pass over the data.
 
-    density: the kept fraction, None in pretrain. section: its settings, with epochs as passes;
-    pseudo: how many images of a batch are pseudo-labelled.
+    method: None in pretrain. choice: of the masks, where they are chosen anew in every step, in
+    prune. section: the phase's settings, with epochs as passes; pseudo: how
+    many images of a batch are pseudo-labelled.
     """
 
-    kind: str
-    density: float | None
+    part: Part
+    method: Method | None
+    choice: Choice | None
     objective: Objective
     section: ConfigDict
     pseudo: int
@@ -49,17 +53,16 @@ class Phase(NamedTuple):
     total_steps: int
 
     @property
-    def name(self) -> str:
-        return self.kind if self.density is None else f'{self.kind} {self.density}'
-
-    @property
-    def mask_density(self) -> float | None:
-        """Of the masks that scores choose anew in every step."""
-        return self.density if self.kind == 'prune' else None
+    def stream(self) -> str:
+        return stream(self.part, self.method)
 
     @property
     def updates_per_epoch(self) -> int:
         return self.steps_per_epoch * self.objective.repeats
+
+    def with_masks(self, variables: dict) -> dict:
+        """Returns the variables with the masks that they are evaluated and saved with."""
+        return with_masks(variables, self.choice)
 
 
 class Due(NamedTuple):
@@ -72,8 +75,7 @@ class Due(NamedTuple):
 
 def train(
     config: ConfigDict,
-    kind: str,
-    density: float | None,
+    part: Part,
     module: linen.Module,
     variables: dict,
     splits: Splits,
@@ -81,30 +83,34 @@ def train(
 ) -> None:
     """Trains `variables` through one phase, into directory/{checkpoints, metrics.jsonl}.
 
-    kind: pretrain, prune, finetune or lwm; density: its kept fraction, None in pretrain. Goes on
-    from the latest checkpoint in `directory`, bit for bit as if never interrupted. On SIGTERM to
-    one process all save, at the same step, and leave with exit status 0; Ctrl-C does it too, where
-    there is one process. Raises FloatingPointError when the loss is not finite: the last good
-    checkpoint is kept.
+    config: with the settings of the part's method in it (config.for_method). Goes on from the
+    latest checkpoint in `directory`, bit for bit as if never interrupted. On SIGTERM to one process
+    all save, at the same step, and leave with exit status 0; Ctrl-C does it too, where there is one
+    process. Raises FloatingPointError when the loss is not finite: the last good checkpoint is
+    kept.
     """
-    phase, mesh = _phase(config, kind, density, splits), sharding.make_mesh()
+    phase, mesh = _phase(config, part, module, variables, splits), sharding.make_mesh()
     # Imported tensors without a counterpart: carried along for the converter, not to the devices.
     unused = {name: value for name, value in variables.items() if name == 'unused'}
     variables = {name: value for name, value in variables.items() if name != 'unused'}
     state, update = _prepare(config, phase, module, variables, splits.train.images.shape[1:], mesh)
-    key, validation_key = (phase_key(config.seed, kind, use) for use in ('step', 'validation'))
-    learning_rate = schedule(phase.section, phase.updates_per_epoch)
-    about = {**checkpoint_meta(config, kind, density, splits), 'total_steps': phase.total_steps}
+    key = phase_key(config.seed, phase.stream, 'step')
+    about = {
+        **checkpoint_meta(config, part, phase.method, splits),
+        'total_steps': phase.total_steps,
+    }
+    validated = partial(_validated, config, phase, module, splits, mesh)
     data = _batches(config, phase, splits)
 
-    with closing(data), Checkpoints(directory / 'checkpoints') as checkpoints:
+    with (
+        closing(data),
+        Checkpoints(directory / 'checkpoints') as checkpoints,
+        _StopRequest() as stop,
+    ):
         state = checkpoints.restore(state, data)
         start = saved = int(state.step)
         pending = []
-        with (
-            _StopRequest() as stop,
-            PhaseLog(directory, phase.name, start, phase.total_steps, phase.steps_per_epoch) as log,
-        ):
+        with PhaseLog(directory, str(part), start, phase.total_steps, phase.steps_per_epoch) as log:
             for step in range(start + 1, phase.total_steps + 1):
                 state, metrics = update(state, sharding.shard_batch(mesh, next(data)), key)
                 pending.append(metrics)
@@ -115,27 +121,16 @@ def train(
                 if due.logs or stops:
                     values = _averages(phase, pending, state.first_nan, saved, directory)
                     pending.clear()
-                    last_update = step * phase.objective.repeats - 1
-                    values['learning_rate'] = float(learning_rate(last_update))
-                    values['images_per_second'] = round(log.images_per_second(), 1)
+                    values |= _rates(phase, step, log)
                 if due.validates and len(splits.validation.labels):
-                    network = logits_fn(module, with_masks(state.variables, phase.mask_density))
-                    found = validate(config, phase.objective, network, validation_key, splits, mesh)
+                    found, quality = validated(state.variables, step, log)
                     values |= found
-                    quality = list(found.values())[-1]
-                    log.images_per_second()  # validation's time is not training's
-                    if kind == 'pretrain' and step == phase.total_steps:
-                        _tell_of_guesses(log, found, config.dataset.num_classes)
                 if due.logs or stops:
                     log.write(step, **values)
                 if due.saves or stops:
-                    checkpoints.save(
-                        state,
-                        {**with_masks(state.variables, phase.mask_density), **unused},
-                        data,
-                        {**about, 'step': step, 'epoch': step // phase.steps_per_epoch},
-                        quality,
-                    )
+                    network = {**phase.with_masks(state.variables), **unused}
+                    at = {**about, 'step': step, 'epoch': step // phase.steps_per_epoch}
+                    checkpoints.save(state, network, data, at, quality)
                     saved = step
                 if stops:
                     checkpoints.wait()
@@ -143,36 +138,58 @@ def train(
                     sys.exit(0)
 
 
+def _rates(phase: Phase, step: int, log: PhaseLog) -> dict[str, float]:
+    learning_rate = schedule(phase.section, phase.updates_per_epoch)
+    return {
+        'learning_rate': float(learning_rate(step * phase.objective.repeats - 1)),
+        'images_per_second': round(log.images_per_second(), 1),
+    }
+
+
+def _validated(config, phase: Phase, module, splits, mesh, variables, step, log):
+    """Returns validation's accuracies, and the one that chooses the best checkpoint."""
+    network = logits_fn(module, phase.with_masks(variables))
+    key = phase_key(config.seed, phase.stream, 'validation')
+    found = validate(config, phase.objective, network, key, splits, mesh)
+    log.images_per_second()  # validation's time is not training's
+    if phase.part.phase == 'pretrain' and step == phase.total_steps:
+        _tell_of_guesses(log, found, config.dataset.num_classes)
+    return found, list(found.values())[-1]
+
+
 def _averages(phase: Phase, pending, first_nan, saved: int, directory: Path) -> dict[str, float]:
     """The metrics' means over some steps: the only wait for the device between validations."""
     gathered, first_nan = jax.device_get((pending, first_nan))
     if first_nan >= 0:
         raise FloatingPointError(
-            f'{phase.name}: the loss is not finite at step {first_nan + 1}; the checkpoint of step '
+            f'{phase.part}: the loss is not finite at step {first_nan + 1}; the checkpoint of step '
             f'{saved} is kept in {directory}. A lower learning rate may help.'
         )
     return {name: float(np.mean([metrics[name] for metrics in gathered])) for name in gathered[0]}
 
 
-def _phase(config, kind, density, splits) -> Phase:
-    objective = lookup(OBJECTIVES, objective_name(config, kind), 'objective')(config)
-    section = config[kind].copy_and_resolve_references()
+def _phase(config, part: Part, module, variables, splits) -> Phase:
+    method = part.method and configured(part.method, config.pruning)
+    prunes = part.phase == 'prune'
+    chosen = choice(config, part, module, variables, splits) if prunes else None
+    objective = lookup(OBJECTIVES, objective_name(config, part.phase), 'objective')(config)
+    section = config[part.phase].copy_and_resolve_references()
     section.epochs = math.ceil(section.epochs / objective.repeats)
     section.warmup_epochs /= objective.repeats
     section.ramp_epochs /= objective.repeats
     pseudo = pseudo_per_batch(config, section.batch_size)
     steps_per_epoch = math.ceil(len(splits.train.labels) / (section.batch_size - pseudo))
     total_steps = section.epochs * steps_per_epoch
-    return Phase(kind, density, objective, section, pseudo, steps_per_epoch, total_steps)
+    return Phase(part, method, chosen, objective, section, pseudo, steps_per_epoch, total_steps)
 
 
 def _prepare(config, phase: Phase, module, variables, image_shape, mesh: Mesh):
     """The first state, on the devices, and the compiled step."""
-    labels = phase_labels(variables, phase.kind, config.prune.freeze_bn)
-    tx = optimizer(phase.section, labels, phase.updates_per_epoch)
+    labels = phase_labels(variables, phase.part.phase, config.prune.freeze_bn)
+    tx = optimizer(phase.section, labels, phase.updates_per_epoch, config.pruning.rates)
     batch_shape = (phase.section.batch_size, *image_shape)
     state = place(create_state(variables, tx, phase.objective, batch_shape), mesh)
-    update = train_step(
+    spec = Step(
         module,
         phase.objective,
         tx,
@@ -181,20 +198,20 @@ def _prepare(config, phase: Phase, module, variables, image_shape, mesh: Mesh):
         steps_per_epoch=phase.steps_per_epoch,
         total_steps=phase.total_steps,
         ramp_epochs=phase.section.ramp_epochs,
-        density=phase.mask_density,
+        choice=phase.choice,
         accumulate=config.accumulate,
         batch_norm=config.batch_norm,
         compute_dtype=config.compute_dtype,
         matmul_precision=config.matmul_precision,
     )
-    return state, update
+    return state, train_step(spec)
 
 
 def _batches(config, phase: Phase, splits) -> grain.DatasetIterator:
     return train_batches(
         *splits.train,
         batch_size=phase.section.batch_size,
-        seed=zlib.crc32(f'{config.seed}/{phase.kind}'.encode()),
+        seed=zlib.crc32(f'{config.seed}/{phase.stream}'.encode()),
         process=(jax.process_index(), jax.process_count()),
         workers=config.workers,
         pseudo=splits.pseudo,

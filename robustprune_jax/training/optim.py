@@ -72,16 +72,18 @@ def schedule(section: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
 
 
 def phase_labels(variables: dict, phase: str, freeze_bn: bool = False) -> dict:
-    """Returns 'train' or 'freeze' for every leaf of {'params', 'scores'} in `phase`.
+    """Returns 'train', 'rates' or 'freeze' for every leaf of the trainable collections in `phase`.
 
-    pretrain and finetune train all parameters; prune trains the scores and, unless freeze_bn,
-    BatchNorm's scale and bias (the original's default).
+    pretrain and finetune train all parameters; prune trains the scores, the rates where there are
+    any and, unless freeze_bn, BatchNorm's scale and bias (the original's default).
     """
     statistics = {path[:-1] for path in flatten_dict(variables.get('batch_stats', {}))}
 
     def label(path):
         if phase != 'prune':
             trains = path[0] == 'params'
+        elif path[0] == 'rates':
+            return 'rates'
         elif path[0] == 'scores':
             trains = True
         else:
@@ -93,20 +95,25 @@ def phase_labels(variables: dict, phase: str, freeze_bn: bool = False) -> dict:
 
 
 def trainable(variables: dict) -> dict:
-    """Returns the collections that gradients reach: params, and scores where there are any."""
-    return {name: variables[name] for name in ('params', 'scores') if name in variables}
+    """Returns the collections that gradients reach: params, and scores and rates if there are."""
+    return {name: variables[name] for name in ('params', 'scores', 'rates') if name in variables}
 
 
 def optimizer(
-    section: ConfigDict, labels: dict, steps_per_epoch: int
+    section: ConfigDict, labels: dict, steps_per_epoch: int, rates: ConfigDict | None = None
 ) -> optax.GradientTransformation:
-    """Returns the optimizer of one phase over {'params', 'scores'}.
+    """Returns the optimizer of one phase over its trainable collections.
 
-    Weight decay is inside the 'train' branch: frozen leaves do not decay, and have no state.
+    Weight decay is inside the 'train' branch: frozen leaves do not decay, and have no state. rates:
+    learning_rate and momentum of the leaves labelled 'rates': SGD at a constant rate, whatever the
+    phase has.
     """
     train = optax.chain(
         optax.add_decayed_weights(section.weight_decay),
         lookup(OPTIMIZERS, section.optimizer, 'optimizer')(section.momentum),
         optax.scale_by_learning_rate(schedule(section, steps_per_epoch)),
     )
-    return optax.multi_transform({'train': train, 'freeze': optax.set_to_zero()}, labels)
+    branches = {'train': train, 'freeze': optax.set_to_zero()}
+    if rates:
+        branches['rates'] = optax.sgd(rates.learning_rate, rates.momentum)
+    return optax.multi_transform(branches, labels)

@@ -7,15 +7,26 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from robustprune_jax.attacks import cross_entropy
-from robustprune_jax.config import objective_name
+from robustprune_jax.config import Part, objective_name
 from robustprune_jax.data import Splits
 from robustprune_jax.data.augment import to_float
 from robustprune_jax.data.batches import eval_batches
+from robustprune_jax.graph.order import kernels_in_order
 from robustprune_jax.network import with_masks
-from robustprune_jax.pruning.masks import init_scores, snip_scores
+from robustprune_jax.pruning import (
+    CRITERIA,
+    Budget,
+    Choice,
+    Method,
+    Rates,
+    configured,
+    init_scores,
+)
+from robustprune_jax.pruning.rates import init_rates
 
 
 def phase_key(seed: int, phase: str, use: str) -> jax.Array:
@@ -24,33 +35,30 @@ def phase_key(seed: int, phase: str, use: str) -> jax.Array:
 
 
 def start_variables(
-    config: ConfigDict,
-    phase: str,
-    density: float | None,
-    source: dict,
-    module: linen.Module,
-    splits: Splits,
+    config: ConfigDict, part: Part, source: dict, module: linen.Module, splits: Splits
 ) -> dict:
-    """Returns the variables that `phase` starts from, given those of its source.
+    """Returns the variables that a part starts from, given those of its source.
 
-    prune and lwm take a pretrained network and give it scores (config.prune.score_init,
-    config.lwm.score_init), lwm also the masks that they choose, and its weights 1 / sqrt(density)
-    times as large where config.lwm.rescale says so; finetune takes a pruned network, with its
-    scores and masks.
+    A method's first phase takes a pretrained network and gives it scores. Where that is finetune it
+    gets the masks too, and its weights are 1 / sqrt(density) times as large where
+    config.pruning.rescale says so. finetune after prune takes the pruned network as it is.
     """
-    if phase == 'finetune':
+    method = configured(part.method, config.pruning)
+    if part.phase == 'finetune' and method.learned:
         return source
     names = ('params', 'batch_stats', 'unused')
     variables = {name: source[name] for name in names if name in source}
-    how, key = config[phase].score_init, phase_key(config.seed, phase, 'scores')
-    if how == 'snip':
-        variables['scores'] = _snip(config[phase].batch_size, key, variables, module, splits.train)
-    else:
-        variables['scores'] = init_scores(variables['params'], how, key)
-    if phase == 'prune':
+    key, loss = phase_key(config.seed, stream(part, method), 'scores'), None
+    if CRITERIA[method.criterion].needs == 'loss':
+        loss = _batch_loss(config[part.phase].batch_size, key, variables, module, splits.train)
+    variables['scores'] = init_scores(variables['params'], method.criterion, key, loss=loss)
+    chosen = choice(config, part, module, variables, splits)
+    if chosen.rates:
+        variables |= init_rates(variables['scores'], chosen.budget, chosen.rates)
+    if part.phase == 'prune':
         return variables
-    if config.lwm.rescale:
-        scale = np.float32(density**-0.5)
+    if config.pruning.rescale:
+        scale = np.float32(part.density**-0.5)
         kernels = flatten_dict(variables['scores'])
         variables['params'] = unflatten_dict(
             {
@@ -58,37 +66,58 @@ def start_variables(
                 for path, leaf in flatten_dict(variables['params']).items()
             }
         )
-    return with_masks(variables, density)
+    return with_masks(variables, chosen)
 
 
-def _snip(batch_size, key, variables, module, train):
-    """SNIP's scores, on one batch of training images."""
+def choice(
+    config: ConfigDict, part: Part, module: linen.Module, variables: dict, splits: Splits
+) -> Choice:
+    """Returns how a part's masks follow from its scores."""
+    method, pruning = configured(part.method, config.pruning), config.pruning
+    head = None
+    if pruning.per_class:
+        image_shape = splits.train.images.shape[1:]
+        prunable = flatten_dict(variables['scores'])
+        order = kernels_in_order(module, variables, image_shape)
+        head = [path for path in order if path in prunable][-1]
+    budget = Budget(part.density, pruning.power, head, pruning.per_class)
+    rates = None
+    if method.allocation == 'learned':
+        rates = Rates(**{name: pruning.rates[name] for name in Rates._fields})
+    return Choice(budget, method.allocation, method.structure, rates)
+
+
+def stream(part: Part, method: Method | None) -> str:
+    """Returns the name of a part's random numbers: the same for methods that do the same, so that
+    they are compared on the same batches."""
+    return 'lwm' if method and not method.learned else part.phase
+
+
+def _batch_loss(batch_size, key, variables, module, train):
+    """The loss on one batch of training images, as a function of the parameters."""
     rows = np.asarray(jax.random.permutation(key, len(train.labels))[:batch_size])
     batch = next(eval_batches(train.images[rows], train.labels[rows], len(rows)))
+    statistics = {name: value for name, value in variables.items() if name == 'batch_stats'}
 
-    @jax.jit
-    def scores(params, images, labels):
-        def loss(params):
-            # As the original: an untrained network's running statistics are not its images'.
-            logits, _ = module.apply(
-                {**variables, 'params': params}, images, train=True, mutable=['batch_stats']
-            )
-            return jnp.mean(cross_entropy(logits, labels))
+    def loss(statistics, images, labels, params):
+        # As the original: an untrained network's running statistics are not its images'.
+        variables = {**statistics, 'params': params}
+        logits, _ = module.apply(variables, images, train=True, mutable=['batch_stats'])
+        return jnp.mean(cross_entropy(logits, labels))
 
-        return snip_scores(loss, params)
-
-    return scores(variables['params'], to_float(batch['image']), batch['label'])
+    return Partial(loss, statistics, to_float(batch['image']), batch['label'])
 
 
-def checkpoint_meta(config: ConfigDict, phase: str, density: float | None, splits: Splits) -> dict:
+def checkpoint_meta(config: ConfigDict, part: Part, method: Method | None, splits: Splits) -> dict:
     """Returns what a checkpoint says of its network, but for the steps."""
     return {
         'arch': config.arch,
         'num_classes': config.dataset.num_classes,
         'image_shape': list(splits.train.images.shape[1:]),
-        'phase': phase,
-        'density': density,
-        'objective': objective_name(config, phase),
-        'score_init': config[phase].get('score_init'),
+        **part._asdict(),
+        'objective': objective_name(config, part.phase),
+        'criterion': method and method.criterion,
+        'allocation': method and method.allocation,
+        'structure': method and method.structure,
         'seed': config.seed,
     }

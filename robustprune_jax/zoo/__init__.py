@@ -13,7 +13,7 @@ from flax import linen
 from conversion.from_torch import import_checkpoint
 from robustprune_jax.evaluation.card import card
 from robustprune_jax.models import create_model
-from robustprune_jax.pruning.masks import effective_params
+from robustprune_jax.pruning import effective_params
 from robustprune_jax.runtime.registry import lookup
 from robustprune_jax.training import checkpoint
 

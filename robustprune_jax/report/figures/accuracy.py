@@ -3,37 +3,32 @@
 import numpy as np
 from matplotlib.figure import Figure
 
+from robustprune_jax.config.parts import Part
 from robustprune_jax.report import results
 from robustprune_jax.report.columns import above_zero, columns
 from robustprune_jax.report.experiments import Experiment
 from robustprune_jax.report.figures.style import (
     GREY,
     INK,
-    LEARNED,
-    LWM,
     WIDTH,
     Drawn,
     drawn,
     grid,
+    lines,
     percent,
     tones,
 )
+from robustprune_jax.report.networks import label, part_of
 
 
 def by_compression(experiment: Experiment) -> Drawn | None:
-    """Accuracy of learned and LWM networks against the compression ratio, from the pretrained
-    network on, a panel for each column of the table that is not all 0; None where there is none,
-    or fewer than two densities."""
-    density_of = {n['name']: n.get('density') for x in experiment.results for n in x['networks']}
-    lines = {
-        kind: sorted(
-            (1 / density, name)
-            for name, density in density_of.items()
-            if density and name.partition('_')[0] == kind
-        )
-        for kind in ('lwm', 'hydra')
-    }
-    ratios = sorted({ratio for points in lines.values() for ratio, _ in points})
+    """Accuracy of the fine-tuned networks of each method against the compression ratio, from the
+    pretrained network on, a panel for each column of the table that is not all 0; None where there
+    is none, or fewer than two densities."""
+    names = {part_of(n): n['name'] for x in experiment.results for n in x['networks']}
+    tuned = {part: name for part, name in names.items() if part.phase == 'finetune'}
+    ratios = sorted({1 / part.density for part in tuned})
+    methods = {part.method for part in tuned}
     shown = [c for c in columns(experiment.results) if above_zero(c)]
     if len(ratios) < 2 or not shown:
         return None
@@ -43,8 +38,11 @@ def by_compression(experiment: Experiment) -> Drawn | None:
         before = results.cell(column, 'pretrain')
         if before:
             axis.axhline(before.mean, color=GREY, ls=(0, (1, 2)), lw=1)
-        for kind, style in (('lwm', LWM), ('hydra', LEARNED)):
-            cells = [(r, results.cell(column, name)) for r, name in [(1, 'pretrain'), *lines[kind]]]
+        for method, style in lines(experiment.titles).items():
+            if method not in methods:
+                continue
+            own = sorted((1 / part.density, tuned[part]) for part in tuned if part.method == method)
+            cells = [(r, results.cell(column, name)) for r, name in [(1, 'pretrain'), *own]]
             points = [(ratio, cell.mean, cell.std or 0) for ratio, cell in cells if cell]
             x, mean, std = zip(*points, strict=True) if points else ((), (), ())
             axis.errorbar(x, mean, std if any(std) else None, elinewidth=1, **style)
@@ -64,24 +62,29 @@ def by_compression(experiment: Experiment) -> Drawn | None:
 
 def certified(experiment: Experiment) -> Drawn | None:
     """Certified accuracy against the l_2 radius, of every network that smoothing certified."""
-    names = dict.fromkeys(name for run in experiment.runs for name in run.radii)
-    if not names:
+    parts = {part for run in experiment.runs for part in run.radii}
+    if not parts:
         return None
-    tone = tones(experiment.densities)
+    titles, tone = experiment.titles, tones(experiment.densities)
+    order, styles = list(titles), lines(titles)
+
+    def legend_order(part: Part):
+        return order.index(part.method), -(part.density or 1), part.phase
+
     figure = Figure(figsize=(WIDTH, 3.4), layout='constrained')
     axis = figure.subplots()
-    for name in sorted(names, key=_legend_order):
-        kind, _, density = name.partition('_')
-        radii = [run.radii[name] for run in experiment.runs if name in run.radii]
+    for part in sorted(parts, key=legend_order):
+        radii = [run.radii[part] for run in experiment.runs if part in run.radii]
         # A step down where the certificate of an image ends, to 0 after the last.
         ends = np.unique([0, *(radius for seed in radii for radius in seed)])
         left = [100 * np.mean(seed[:, None] > ends, axis=0) for seed in radii]
-        line = {'lwm': '--', 'pruned': ':'}.get(kind, '-')
-        what = {'lwm': 'LWM', 'hydra': 'learned', 'pretrain': 'pretrained'}.get(kind, kind)
-        style = {'color': tone.get(density, INK)}
-        label = f'{what}, {percent(density)}' if density in tone else what
+        ls, what, style = '-', label(part, titles), {'color': INK}
+        if part.method:
+            ls, what = styles[part.method]['ls'], f'{what}, {percent(part.density)}'
+            style = {'color': tone[part.density]}
+        lw = 0.7 if part.phase == 'prune' else None
         mean = np.mean(left, axis=0)
-        axis.step(ends, mean, where='post', ls=line, label=label, **style)
+        axis.step(ends, mean, where='post', ls=ls, lw=lw, label=what, **style)
         if len(left) > 1:
             std = np.std(left, axis=0, ddof=1)
             axis.fill_between(ends, mean - std, mean + std, step='post', alpha=0.15, lw=0, **style)
@@ -93,16 +96,10 @@ def certified(experiment: Experiment) -> Drawn | None:
     return drawn(
         'certified',
         'Certified accuracy by randomized smoothing',
-        'Images whose class is right and certified at a radius. Solid: learned masks and the '
-        'pretrained network; dashed: LWM.' + _over(experiment, 'bands'),
+        'Images whose class is right and certified at a radius; a kind of line for each method.'
+        + _over(experiment, 'bands'),
         figure,
     )
-
-
-def _legend_order(name: str):
-    """Sorts the pretrained network first, then LWM and then learned ones, densest first."""
-    kind, _, density = name.partition('_')
-    return results.ORDER.index(kind) if kind in results.ORDER else 9, -float(density or 1)
 
 
 def _over(experiment: Experiment, marks: str) -> str:

@@ -1,6 +1,7 @@
 """What all figures share: type, colours, panels, files."""
 
 import io
+from itertools import cycle
 from typing import NamedTuple
 
 import matplotlib
@@ -10,9 +11,15 @@ from matplotlib.figure import Figure
 WIDTH = 9.6  # inches, of every figure, so that their text has one size on the page
 INK = '#333333'
 # Okabe and Ito's palette, which every kind of colour vision tells apart.
-GREY, ORANGE, BLUE = '#8a8a8a', '#d55e00', '#0072b2'
-LWM = {'color': ORANGE, 'marker': 's', 'ls': '--', 'label': 'LWM'}
-LEARNED = {'color': BLUE, 'marker': 'o', 'ls': '-', 'label': 'learned'}
+GREY = '#8a8a8a'
+LINES = {
+    'hydra': {'color': '#0072b2', 'marker': 'o', 'ls': '-'},
+    'lwm': {'color': '#d55e00', 'marker': 's', 'ls': '--'},
+}
+# Of other methods; one more marker than colours, so that they come together in ever new pairs.
+COLOURS = ('#009e73', '#cc79a7', '#56b4e9', '#e69f00')
+MARKERS = ('^', 'D', 'v', 'P', 'X')
+DASHES = ('-.', ':', (0, (5, 1, 1, 1, 1, 1)))
 STYLE = {
     'font.family': 'STIXGeneral',
     'mathtext.fontset': 'stix',
@@ -54,7 +61,22 @@ def drawn(name: str, title: str, caption: str, figure: Figure) -> Drawn:
     return Drawn(name, title, caption, png, _saved(figure, 'svg'))
 
 
-def tones(densities: list[str]) -> dict[str, np.ndarray]:
+def lines(titles: dict[str | None, str]) -> dict[str, dict]:
+    """Returns method -> how its lines are drawn; titles: method -> title, their label."""
+    others = (
+        {'color': colour, 'marker': marker, 'ls': dashes}
+        for colour, marker, dashes in zip(
+            cycle(COLOURS), cycle(MARKERS), cycle(DASHES), strict=False
+        )
+    )
+    return {
+        method: {**(LINES.get(method) or next(others)), 'label': title}
+        for method, title in titles.items()
+        if method
+    }
+
+
+def tones(densities: list[float]) -> dict[float, np.ndarray]:
     """Returns a colour for each density."""
     colours = matplotlib.colormaps['plasma'](np.linspace(0.05, 0.8, max(len(densities), 1)))
     return dict(zip(densities, colours, strict=False))
@@ -69,9 +91,9 @@ def grid(panels: int, across: int, height: float) -> tuple[Figure, list]:
     return figure, [figure.add_subplot(down, across, i + 1) for i in range(panels)]
 
 
-def percent(density: str | float) -> str:
-    """Returns a kept fraction as a percentage: '0.1' is '10 %'."""
-    return f'{100 * float(density):g} %'
+def percent(density: float) -> str:
+    """Returns a kept fraction as a percentage: 0.1 is '10 %'."""
+    return f'{100 * density:g} %'
 
 
 def _saved(figure: Figure, kind: str) -> bytes:

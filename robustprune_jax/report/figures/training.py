@@ -15,35 +15,35 @@ CURVES = (  # title, unit, key while training, key on the validation part
     ('accuracy under noise (%)', 100, 'noisy_accuracy', None),
     ('estimated radius', 1, None, 'validation_radius'),
 )
-PHASE_TITLES = {
-    'pretrain': 'pretraining',
-    'prune': 'pruning',
-    'finetune': 'fine-tuning',
-    'lwm': 'LWM fine-tuning',
-}
+PHASES = {'pretrain': 'pretraining', 'prune': 'pruning', 'finetune': 'fine-tuning'}
 
 
 def curves(experiment: Experiment) -> Drawn | None:
-    """Loss and accuracies of every phase against the epoch, a colour for each density, a line for
-    each seed."""
+    """Loss and accuracies of every phase of every method against the epoch, a colour for each
+    density, a line for each seed."""
     found = [item for run in experiment.runs for item in run.metrics.items()]
     logged = {key for _, lines in found for line in lines for key in line}
     rows = [row for row in CURVES if {row[2], row[3]} & logged]
-    phases = [p for p in PHASE_TITLES if any(part.split('/')[-1] == p for part, _ in found)]
+    trained = {(part.method, part.phase) for part, _ in found}
+    titles = {
+        (method, phase): f'{title}\n{what}' if method else what
+        for method, title in experiment.titles.items()
+        for phase, what in PHASES.items()
+        if (method, phase) in trained
+    }
     if not rows:
         return None
     colour = tones(experiment.densities)
     figure = Figure(figsize=(WIDTH, 0.6 + 1.8 * len(rows)), layout='constrained')
-    axes = figure.subplots(len(rows), len(phases), squeeze=False, sharex='col', sharey='row')
+    axes = figure.subplots(len(rows), len(titles), squeeze=False, sharex='col', sharey='row')
     for part, lines in found:
-        folder, _, phase = part.rpartition('/')
-        tone = colour.get(folder.removeprefix('density_'), INK)
-        column = axes[:, phases.index(phase)]
+        tone = colour.get(part.density, INK)
+        column = axes[:, list(titles).index((part.method, part.phase))]
         for axis, (_, unit, trained, validated) in zip(column, rows, strict=True):
             axis.plot(*_series(lines, trained, unit), color=tone, lw=0.9, alpha=0.55)
             axis.plot(*_series(lines, validated, unit), color=tone, marker='o', ms=2.5, lw=1.2)
-    for axis, phase in zip(axes[0], phases, strict=True):
-        axis.set_title(PHASE_TITLES[phase])
+    for axis, title in zip(axes[0], titles.values(), strict=True):
+        axis.set_title(title)
     for axis, row in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(row[0])
     for axis in axes[-1]:

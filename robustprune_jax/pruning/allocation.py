@@ -1,0 +1,136 @@
+"""How many weights each layer keeps of a network's budget.
+
+A layer l of n_l weights keeps a number proportional to
+
+    uniform   n_l                            of each layer by itself (HYDRA)
+    erk       the sum of its kernel's sizes  Erdos-Renyi-Kernel (Evci et al. 2020)
+    igq       n_l / (F n_l + 1)              F from the budget (Chen et al. 2022, FlyingBird)
+    power     n_l ** power                   power 1 is uniform, 0 as many in each layer
+
+or what one threshold over the whole network leaves of its scores: `global`, and `lamp`, with
+score ** 2 / sum of the squares of the layer's scores that are at least as large (Lee et al. 2021).
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Budget(NamedTuple):
+    """What is to be shared out.
+
+    density: the kept fraction of all weights, in (0, 1]. power: of the allocation `power`.
+    head: the path of the last layer's kernel, where it is to keep per_class weights or more of
+    each of its outputs, so that no class is cut off.
+    """
+
+    density: float
+    power: float = 0.5
+    head: tuple[str, ...] | None = None
+    per_class: int = 0
+
+
+class Allocation(NamedTuple):
+    """kept: (scores by path, budget) -> how many weights each leaf keeps, by path, or all leaves
+    together; rank: what leaves are then compared by, of their |scores|."""
+
+    kept: Callable[[dict, Budget], dict | int]
+    rank: Callable[[jax.Array], jax.Array] = lambda magnitudes: magnitudes
+
+
+def kept_count(size: int, density: float) -> int:
+    """Number of weights kept of `size` at `density` in (0, 1], by the original's rule.
+
+    The fraction is truncated in Python floats, never rounded and never float32.
+    """
+    if not 0 < density <= 1:
+        raise ValueError(f'density is {density}: expected the kept fraction, above 0 and at most 1')
+    return size - int((1 - density) * size)
+
+
+def uniform(scores: dict, budget: Budget) -> dict:
+    """Returns the same fraction of every layer, as HYDRA: `kept_count` of its size."""
+    return {path: kept_count(leaf.size, budget.density) for path, leaf in scores.items()}
+
+
+def total(scores: dict, budget: Budget) -> int:
+    """Returns `kept_count` of the whole network, for one threshold over all layers.
+
+    Raises ValueError where that is less than one weight of each layer, and those of the head.
+    """
+    kept = kept_count(sum(leaf.size for leaf in scores.values()), budget.density)
+    needed = sum(least(scores, budget).values())
+    if kept < needed:
+        raise ValueError(
+            f'density {budget.density:g} keeps {kept} weights, and {needed} are the least that '
+            'reach every layer and class: a higher density, or pruning.per_class=0'
+        )
+    return kept
+
+
+def _by_size(amount: Callable[[jax.Array, float, Budget], float]) -> Allocation:
+    """An allocation from shapes alone; amount: (leaf, scale, budget) -> what it keeps, growing
+    with the scale."""
+
+    def allocate(scores, budget):
+        kept, floors = total(scores, budget), least(scores, budget)
+
+        def amounts(scale):
+            return {
+                path: min(max(amount(leaf, scale, budget), floors[path]), leaf.size)
+                for path, leaf in scores.items()
+            }
+
+        return fitted(amounts, kept)
+
+    return Allocation(allocate)
+
+
+def fitted(amounts: Callable[[float], dict], kept: int) -> dict:
+    """Returns whole numbers that sum to `kept`.
+
+    amounts: scale -> {path: number}, which grow with the scale, from sums of at most `kept` to
+    sums of at least that. Those with the largest remainders are rounded up, among equals the first.
+    """
+    low, high = -200.0, 200.0  # of the scale's logarithm
+    for _ in range(100):
+        middle = (low + high) / 2
+        below = sum(amounts(math.exp(middle)).values()) < kept
+        low, high = (middle, high) if below else (low, middle)
+    found = amounts(math.exp(low))
+    whole = {path: math.floor(amount) for path, amount in found.items()}
+    by_remainder = sorted(found, key=lambda path: whole[path] - found[path])
+    for path in by_remainder[: kept - sum(whole.values())]:
+        whole[path] += 1
+    return whole
+
+
+def least(scores: dict, budget: Budget) -> dict[tuple[str, ...], int]:
+    """Returns the fewest weights that each leaf is to keep: one, and of the head's per class."""
+    floors = dict.fromkeys(scores, 1)
+    if budget.head in scores:
+        head = scores[budget.head]
+        of_classes = min(budget.per_class * head.shape[-1], head.size)
+        floors[budget.head] = max(of_classes, 1)
+    return floors
+
+
+def lamp(magnitudes: jax.Array) -> jax.Array:
+    """Returns LAMP's scores of a layer: m ** 2 / sum of all m ** 2 that are at least as large."""
+    order = jnp.argsort(magnitudes.ravel(), descending=True, stable=True)
+    squares = magnitudes.ravel()[order] ** 2
+    ranked = squares / jnp.maximum(jnp.cumsum(squares), jnp.finfo(squares.dtype).tiny)
+    return jnp.zeros_like(squares).at[order].set(ranked).reshape(magnitudes.shape)
+
+
+ALLOCATIONS: dict[str, Allocation] = {
+    'uniform': Allocation(uniform),
+    'erk': _by_size(lambda leaf, scale, budget: scale * sum(leaf.shape)),
+    'igq': _by_size(lambda leaf, scale, budget: leaf.size / (leaf.size / scale + 1)),
+    'power': _by_size(lambda leaf, scale, budget: scale * leaf.size**budget.power),
+    'global': Allocation(total),
+    'lamp': Allocation(total, lamp),
+}

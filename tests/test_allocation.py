@@ -1,0 +1,126 @@
+"""How a network's budget is shared out over its layers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from robustprune_jax.graph.order import kernels_in_order
+from robustprune_jax.models import MODELS, create_model
+from robustprune_jax.pruning import is_kernel, kept_count, topk_masks
+from robustprune_jax.pruning.allocation import ALLOCATIONS, Budget, lamp
+
+BY_SIZE = ('erk', 'igq', 'power')
+IMAGES = dict.fromkeys(('ResNet18', 'ResNet34', 'ResNet50'), (224, 224, 3))
+MNIST = {
+    'conv1': (4, 4, 1, 16),
+    'conv2': (4, 4, 16, 32),
+    'dense1': (1568, 100),
+    'dense2': (100, 10),
+}
+
+
+def structs(shapes):
+    return {(name,): jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ('allocation', 'kept'),
+    [
+        ('uniform', [3, 82, 1568, 10]),
+        ('erk', [22, 50, 1492, 99]),
+        ('power', [50, 282, 1233, 98]),  # 16, 90.5, 396 and 31.6 times 3.114
+    ],
+)
+def test_a_hundredth_of_mnist_model(allocation, kept):
+    found = ALLOCATIONS[allocation].kept(structs(MNIST), Budget(0.01))
+    assert list(found.values()) == kept
+
+
+def test_igq_s_fractions_fall_with_size():
+    scores = structs(MNIST)
+    kept = ALLOCATIONS['igq'].kept(scores, Budget(0.01))
+    odds = [leaf.size / kept[path] - 1 for path, leaf in scores.items()]  # 1 / d - 1 = F n
+    sizes = [leaf.size for leaf in scores.values()]
+    np.testing.assert_allclose(np.divide(odds, sizes), odds[2] / sizes[2], rtol=0.02)
+
+
+@pytest.mark.parametrize('arch', MODELS)
+def test_the_network_keeps_its_budget_exactly(arch):
+    image_shape = IMAGES.get(arch, (32, 32, 3))
+    module, images = create_model(arch), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), images)
+    flat = flatten_dict(variables['params'])
+    scores = {path: leaf for path, leaf in flat.items() if is_kernel(path, leaf)}
+    size = sum(leaf.size for leaf in scores.values())
+    head = kernels_in_order(module, variables, image_shape)[-1]
+    assert scores[head].shape[-1] == 10
+    for allocation in BY_SIZE:
+        for density in (1.0, 0.9, 0.1, 1 / 3, 0.01, 0.0005):
+            budget = Budget(density, head=head, per_class=1)
+            if kept_count(size, density) < len(scores) + 9:
+                with pytest.raises(ValueError, match=f'density {density:g} keeps'):
+                    ALLOCATIONS[allocation].kept(scores, budget)
+                continue
+            kept = ALLOCATIONS[allocation].kept(scores, budget)
+            assert sum(kept.values()) == kept_count(size, density)
+            assert all(1 <= kept[path] <= leaf.size for path, leaf in scores.items())
+            assert kept[head] >= 10
+
+
+def scores_of(rng, **shapes):
+    return {
+        name: jnp.array(rng.standard_normal(shape), jnp.float32) for name, shape in shapes.items()
+    }
+
+
+def test_one_threshold_over_the_network():
+    scores = {'a': jnp.array([3.0, -1.0, 0.5]), 'b': jnp.array([[0.1, 2.0], [0.2, -0.3]])}
+    masks = topk_masks(scores, 3 / 7, 'global')
+    np.testing.assert_array_equal(masks['a'], [1, 1, 0])
+    np.testing.assert_array_equal(masks['b'], [[0, 1], [0, 0]])
+    # One of each layer at least, here the largest of b; equals go to the lower index.
+    scores = {'a': jnp.ones(5), 'b': jnp.array([[0.1, 0.2]])}
+    masks = topk_masks(scores, 3 / 7, 'global')
+    np.testing.assert_array_equal(masks['a'], [1, 1, 0, 0, 0])
+    np.testing.assert_array_equal(masks['b'], [[0, 1]])
+
+
+def test_lamp_by_hand():
+    # 1 / (1 + 4 + 9), 4 / (4 + 9), 9 / 9: the largest of a layer has the score 1.
+    np.testing.assert_allclose(lamp(jnp.array([1.0, 3.0, 2.0])), [1 / 14, 1, 4 / 13], rtol=1e-6)
+    scores = {'a': jnp.array([1.0, 3.0, 2.0]), 'b': jnp.array([0.01, 0.02])}
+    masks = topk_masks(scores, 3 / 5, 'lamp')  # 1/14, 1, 4/13 and 1/5, 1
+    np.testing.assert_array_equal(masks['a'], [0, 1, 1])
+    np.testing.assert_array_equal(masks['b'], [0, 1])
+
+
+@pytest.mark.parametrize('allocation', ALLOCATIONS)
+@pytest.mark.parametrize('values', ['distinct', 'few', 'zero'])
+def test_budgets_and_classes_hold_for_any_scores(allocation, values):
+    rng = np.random.default_rng(0)
+    scores = scores_of(rng, a=(3, 3, 4, 8), b=(70, 30), head=(30, 10))
+    if values != 'distinct':
+        scores = jax.tree.map(lambda x: jnp.round(x) * (values == 'few'), scores)
+    size = sum(leaf.size for leaf in scores.values())
+    for density in (0.01, 0.1):
+        masks = topk_masks(scores, density, allocation, head=('head',), per_class=1)
+        kept = sum(int(mask.sum()) for mask in masks.values())
+        sums = sum(kept_count(leaf.size, density) for leaf in scores.values())
+        assert kept == (sums if allocation == 'uniform' else kept_count(size, density))
+        assert all(mask.any() for mask in masks.values())
+        if masks['head'].sum() >= 10:
+            assert masks['head'].any(axis=0).all()
+        for name, mask in masks.items():
+            if name != 'head':
+                magnitudes, chosen = np.abs(scores[name]), np.asarray(mask, bool)
+                assert magnitudes[chosen].min() >= magnitudes[~chosen].max()
+
+
+def test_each_class_keeps_its_own_largest_weights():
+    scores = {'head': jnp.array([[9.0, 0.1], [8.0, 0.3], [7.0, 0.2], [6.0, 0.0]])}
+    masks = topk_masks(scores, 0.5, head=('head',), per_class=2)
+    np.testing.assert_array_equal(masks['head'], [[1, 0], [1, 1], [0, 1], [0, 0]])
+    masks = topk_masks(scores, 0.5, head=('head',))
+    np.testing.assert_array_equal(masks['head'], [[1, 0], [1, 0], [1, 0], [1, 0]])
