@@ -26,7 +26,6 @@ from robustprune_jax.training.optim import trainable
 RECORDED = json.loads((DATA / 'steps.json').read_text())
 RECORDED_FLOAT64 = json.loads((DATA / 'steps_float64.json').read_text())
 SHAPE = (8, 3, 32, 32)
-NIGHTLY = [pytest.mark.nightly]
 
 
 def recording() -> optax.GradientTransformation:
@@ -91,10 +90,16 @@ def compare(case, recorded, dtype, loss_tolerance, gradient_tolerance, update_to
             assert ours == pytest.approx(norm, rel=tolerance, abs=1e-12), (kind, name)
 
 
-PLAIN, NORMALISED = (
-    [case for case in RECORDED_FLOAT64 if case.startswith('cifar_model/') == plain]
-    for plain in (True, False)
-)
+PLAIN = [case for case in RECORDED if case.startswith('cifar_model/')]
+WITH_BATCH_NORM = [case for case in RECORDED if case not in PLAIN]
+
+
+def nightly(cases, *others):
+    """Marks all of the cases but the others, which run by default."""
+    return [
+        case if case.endswith(others) else pytest.param(case, marks=pytest.mark.nightly)
+        for case in cases
+    ]
 
 
 def compare_in_float64(case):
@@ -112,17 +117,22 @@ def test_one_step_equals_the_original(case):
 @pytest.mark.optimised
 @pytest.mark.parametrize(
     'case',
-    [
-        pytest.param(case, marks=[] if case.endswith(('base', 'prune/trades')) else NIGHTLY)
-        for case in NORMALISED
-    ],
+    nightly(
+        WITH_BATCH_NORM,
+        'prune/trades',
+        'pretrain/base',
+        'vgg4_bn/prune/base',
+        'vgg4_bn/finetune/base',
+    ),
 )
 def test_one_step_with_batch_norm_equals_the_original(case):
     with compiler.platform('gpu'):  # whose attacks are loops: ten times less to compile
         compare_in_float64(case)
 
 
-@pytest.mark.parametrize('case', PLAIN)
+@pytest.mark.parametrize(
+    'case', nightly(PLAIN, 'pretrain/base', 'prune/trades', 'prune/smooth', 'finetune/trades_l2')
+)
 def test_one_step_in_float32(case):
     attacked = 'trades' in case
     loss_tolerance = 1e-3 if attacked else 1e-4
