@@ -95,8 +95,8 @@ def import_state_dict(
     zeros, whatever its layers keep. A checkpoint with popup_scores does not say its density, so it
     must be given (1 for one that is not pruned yet).
     Raises ValueError where names, shapes or the number of classes are not those of `arch`, where a
-    tensor holds a NaN or an infinity, where `density` is missing, or is not that of a dense
-    checkpoint.
+    tensor holds a NaN or an infinity, or a variance is below 0, where `density` is missing, or is
+    not that of a dense checkpoint.
     """
     if others := not_tensors(state_dict):
         raise ValueError(f'no state dict: {few(others)}')
@@ -109,6 +109,9 @@ def import_state_dict(
     check_normalisation(constants, arch)
     if bad := [name for name, array in state_dict.items() if not _is_finite(array)]:
         raise ValueError(f'NaN or infinity in {few(bad)}')
+    variances = [name for name in state_dict if name.endswith('running_var')]
+    if bad := [name for name in variances if (state_dict[name] < 0).any()]:
+        raise ValueError(f'a variance below 0 in {few(bad)}')
     masked = is_masked(state_dict)
     if masked and density is None:
         raise ValueError('the checkpoint has popup_scores but does not say its density: give it')

@@ -18,6 +18,7 @@ from robustprune_jax import report, rules, zoo
 from robustprune_jax.config import Part
 from robustprune_jax.data import Splits, load
 from robustprune_jax.evaluation.evaluate import evaluate
+from robustprune_jax.graph.paths import dead_ends
 from robustprune_jax.models import create_model
 from robustprune_jax.pruning import METHODS
 from robustprune_jax.runtime import distributed
@@ -93,6 +94,9 @@ def _train_part(config, wanted, part, module, splits, workdir):
         config = configs.for_method(config, part.method)
         source, _ = checkpoint.load(_source(config, wanted, part, workdir))
         variables = start_variables(config, part, source, module, splits)
+        if part.phase == 'finetune' and jax.process_index() == 0:
+            for sentence in dead_ends(module, variables, splits.train.images.shape[1:]):
+                print(f'{part}: {sentence}; another allocation may help.', flush=True)
     train(config, part, module, variables, splits, directory)
 
 

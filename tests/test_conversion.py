@@ -154,6 +154,14 @@ def test_layers_that_only_torch_has_are_checked_too():
             import_state_dict({**state_dict, name: np.ones(3)}, 'wrn_28_1')
 
 
+def test_a_variance_below_0_is_refused():
+    state_dict = golden.formula_state_dict('vgg2_bn')
+    name = next(name for name in state_dict if name.endswith('running_var'))
+    state_dict[name] = -state_dict[name]
+    with pytest.raises(ValueError, match=f'a variance below 0 in {name}'):
+        import_state_dict(state_dict, 'vgg2_bn')
+
+
 def test_masked_checkpoints_need_a_density_and_others_name_their_architecture():
     state_dict = golden.formula_state_dict('cifar_model', 'subnet')
     with pytest.raises(ValueError, match='does not say its density'):

@@ -144,6 +144,11 @@ def test_what_is_no_mask_is_refused():
         init_scores({'params': params})
 
 
+def test_a_network_without_kernels_is_named():
+    with pytest.raises(ValueError, match='has no kernels'):
+        sparsity({'params': {'a': {'bias': jnp.ones(2)}}})
+
+
 def test_the_user_says_what_is_prunable():
     params = {'a': {'kernel': jnp.ones((2, 2))}, 'b': {'kernel': jnp.ones((2, 2))}}
     scores = init_scores(params, prunable=lambda path, leaf: path[0] == 'a')

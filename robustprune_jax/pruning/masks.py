@@ -84,7 +84,7 @@ def sparsity(variables: dict) -> dict[str, dict[str, int | float]]:
     """Returns kept and prunable weights per layer, and under 'total' for the network.
 
     Each entry is {'kept', 'prunable', 'density'}, keyed by the layer's path joined with '/'.
-    Without masks every kernel counts as kept.
+    Without masks every kernel counts as kept. Raises ValueError on a network without kernels.
     """
     if 'masks' in variables:
         masks = flatten_dict(variables['masks'])
@@ -96,6 +96,8 @@ def sparsity(variables: dict) -> dict[str, dict[str, int | float]]:
             for p, leaf in params.items()
             if is_kernel(p, leaf)
         }
+    if not counts:
+        raise ValueError('the network has no kernels, and no masks')
     counts['total'] = tuple(map(sum, zip(*counts.values(), strict=True)))
     return {
         layer: {'kept': kept, 'prunable': size, 'density': kept / size}

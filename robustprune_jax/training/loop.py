@@ -161,9 +161,12 @@ def _averages(phase: Phase, pending, first_nan, saved: int, directory: Path) -> 
     """The metrics' means over some steps: the only wait for the device between validations."""
     gathered, first_nan = jax.device_get((pending, first_nan))
     if first_nan >= 0:
+        kept = (
+            f'the checkpoint of step {saved} is kept in {directory}' if saved else 'none is saved'
+        )
         raise FloatingPointError(
-            f'{phase.part}: the loss is not finite at step {first_nan + 1}; the checkpoint of step '
-            f'{saved} is kept in {directory}. A lower learning rate may help.'
+            f'{phase.part}: the loss is not finite at step {first_nan + 1}; {kept}. A lower '
+            'learning rate may help.'
         )
     return {name: float(np.mean([metrics[name] for metrics in gathered])) for name in gathered[0]}
 
