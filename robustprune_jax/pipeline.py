@@ -25,7 +25,12 @@ from robustprune_jax.runtime import distributed
 from robustprune_jax.runtime.files import differences, locked, write_atomically
 from robustprune_jax.training import checkpoint
 from robustprune_jax.training.loop import train
-from robustprune_jax.training.start import checkpoint_meta, phase_key, start_variables
+from robustprune_jax.training.start import (
+    check_masks,
+    checkpoint_meta,
+    phase_key,
+    start_variables,
+)
 
 PACKAGES = ('robustprune_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -52,6 +57,8 @@ def run(config: ConfigDict, workdir: Path | str) -> dict:
     parts = ('train', 'validation', 'test')
     distributed.agree({f'{part} images': len(getattr(splits, part).labels) for part in parts})
     parts = _parts(config, wanted)
+    with distributed.together():
+        _check_masks(config, parts, module, splits)
     _check_sources(config, wanted, parts, splits, workdir)
     with _claimed(config, workdir):
         for part in parts:
@@ -136,6 +143,13 @@ def _check_images(config, module, splits):
     if not len(splits.validation.labels) and config.evaluate.checkpoint == 'best':
         raise ValueError('config.evaluate.checkpoint=best needs config.dataset.validation above 0')
     jax.eval_shape(lambda: _initial_variables(config, module, splits))
+
+
+def _check_masks(config, parts, module, splits):
+    shapes = jax.eval_shape(lambda: _initial_variables(config, module, splits))
+    for part in parts:
+        if part.phase != 'pretrain':
+            check_masks(configs.for_method(config, part.method), part, module, shapes, splits)
 
 
 def _initial_variables(config, module: linen.Module, splits: Splits) -> dict:

@@ -334,6 +334,8 @@ def test_checkpoint_every_decides_what_is_saved(tiny_config, tmp_path):
         ({'source': 'PRETRAIN'}, 'starts from scratch'),
         ({'pruning.structure': 'n_of_m'}, r'densities is \(0.5, 0.1\): expected n / m'),
         ({'pruning.allocation': 'learned'}, 'learned only where scores are'),
+        ({'pruning.allocation': 'erk', 'densities': (0.0001,)}, 'density 0.0001 keeps'),
+        ({'pruning.structure': 'n_of_m', 'densities': (0.5,)}, 'conv1/kernel has 1 inputs'),
     ],
 )
 def test_errors_before_training(finished, tiny_config, tmp_path, change, message):

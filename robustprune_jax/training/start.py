@@ -1,6 +1,7 @@
 """What a phase starts from: the network of the phase before, with scores or masks."""
 
 import zlib
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ from robustprune_jax.pruning import (
     Rates,
     configured,
     init_scores,
+    is_kernel,
+    training_masks,
 )
 from robustprune_jax.pruning.rates import init_rates
 
@@ -79,13 +82,28 @@ def choice(
         image_shape = splits.train.images.shape[1:]
         prunable = flatten_dict(variables['scores'])
         order = kernels_in_order(module, variables, image_shape)
-        head = [path for path in order if path in prunable][-1]
+        head = next((path for path in reversed(order) if path in prunable), None)
     settings = {name: pruning[name] for name in ('power', 'per_class', 'n', 'm', 'undivided')}
     budget = Budget(part.density, head=head, **settings)
     rates = None
     if method.allocation == 'learned':
         rates = Rates(**{name: pruning.rates[name] for name in Rates._fields})
     return Choice(budget, method.allocation, method.structure, rates)
+
+
+def check_masks(
+    config: ConfigDict, part: Part, module: linen.Module, shapes: dict, splits: Splits
+) -> None:
+    """Raises ValueError where a part's method cannot choose masks at its density.
+
+    shapes: of the network's variables.
+    """
+    kernels = {path: x for path, x in flatten_dict(shapes['params']).items() if is_kernel(path, x)}
+    variables = {**shapes, 'scores': unflatten_dict(kernels)}
+    chosen = choice(config, part, module, variables, splits)
+    if chosen.rates:
+        variables |= init_rates(variables['scores'], chosen.budget, chosen.rates)
+    jax.eval_shape(partial(training_masks, chosen), variables)
 
 
 def stream(part: Part, method: Method | None) -> str:
