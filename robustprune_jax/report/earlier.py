@@ -30,6 +30,11 @@ class EarlierPart(Part):
         return f'{kind}_{exact(self.density)}'
 
 
+def config(saved: dict) -> dict:
+    """Returns what config.json holds, with what 0.1 did where today's defaults are others."""
+    return {'pruning': {'per_class': 0}, **saved}
+
+
 def part(recipe: dict | None, folder: str) -> Part:
     """Returns the part after pretraining whose folder, such as 'density_0.1/lwm', that is; raises
     ValueError where it is none's. recipe: with the section lwm, which says what lwm stood for."""

@@ -118,7 +118,7 @@ def _config(workdir: Path, notes: list[str]) -> tuple[dict | None, int | None]:
         # A field that the config was made without had its default; one that is no more may still
         # be what tells two recipes apart.
         config = configs.default()
-        config.update(saved)
+        config.update(earlier.config(saved))
         recipe = configs.identity(config)
         return recipe, recipe.pop('seed')
     except FileNotFoundError:
