@@ -8,7 +8,7 @@ import pytest
 
 from robustprune_jax.training import checkpoint
 
-META = {'arch': 'mnist_model', 'phase': 'pretrain', 'density': None}
+META = {'arch': 'mnist_model', 'phase': 'pretrain', 'method': None, 'density': None}
 
 
 def a_network(value):

@@ -152,7 +152,7 @@ def test_two_processes_count_every_test_image_once(folders):
     """21 images in batches of 8: the last batch is filled up, and one device has nothing real."""
     of_two, of_one = results(folders, 'pruned')
     assert of_two == of_one
-    assert [network['name'] for network in of_two] == ['pretrain', 'pruned_0.1']
+    assert [network['name'] for network in of_two] == ['pretrain', 'hydra_0.1_pruned']
     two, one = (folder / 'pruned/examples' for folder in folders)
     for path in two.iterdir():
         lines = read_jsonl(path)[1:]
