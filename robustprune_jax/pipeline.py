@@ -274,6 +274,8 @@ def _networks(config, wanted, workdir) -> dict[str, Path]:
 
 def _title(meta: dict) -> str:
     """What reports call a network."""
+    if meta['density'] is None:
+        return 'pretrained'
     method = meta['method'] or 'imported'
     return METHODS[method].title if method in METHODS else method
 

@@ -43,6 +43,8 @@ def test_result_of_a_run(finished):
         sizes = [leaf.size for leaf in jax.tree.leaves(masks.get('masks', {}))]
         assert network['density'] == density
         assert network['method'] == (None if name == 'pretrain' else method)
+        titles = {'pretrain': 'pretrained', 'hydra': 'HYDRA', 'lwm': 'LWM'}
+        assert network['title'] == titles[method]
         assert sum(kept for kept, _ in network['layers'].values()) == network['kept']
         if sizes:
             assert network['kept'] == sum(kept_count(size, density) for size in sizes)
