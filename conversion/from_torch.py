@@ -13,16 +13,15 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from robustprune_jax.config import TRAINED
-from robustprune_jax.pruning import is_kernel
+from robustprune_jax.pruning import sparsity
 from robustprune_jax.training import checkpoint
 
 from .files import read_checkpoint
 from .fit import count_channels, count_classes, likely_architectures
 from .names import TABLES, Layer, draft, read_table
-from .state_dict import import_state_dict
+from .state_dict import import_state_dict, masks_of_zeros
 from .summary import line, summarise
 from .targets import unwrapped
 
@@ -60,9 +59,10 @@ def import_checkpoint(
     names = names or arch
     variables = import_state_dict(contents, names, num_classes=num_classes, density=density)
     if density is None:
-        density = _nonzero_fraction(variables)
+        masks = masks_of_zeros(variables['params'])
+        density = sparsity({'masks': masks})['total']['density']
         if density < 0.99:  # else no more than some weights that died
-            variables = import_state_dict(contents, names, density=density)
+            variables['masks'] = masks
         density = float(f'{density:.3g}')
     pruned = density is not None and density < 1
     size = image_size or _image_size(state_dict, names)
@@ -76,13 +76,6 @@ def import_checkpoint(
         'epoch': _epoch(fields, path),
     }
     return variables, meta, summarise(path, arch, state_dict, variables)
-
-
-def _nonzero_fraction(variables):
-    kernels = [
-        leaf for path, leaf in flatten_dict(variables['params']).items() if is_kernel(path, leaf)
-    ]
-    return sum(map(np.count_nonzero, kernels)) / sum(leaf.size for leaf in kernels)
 
 
 def _epoch(fields, path):

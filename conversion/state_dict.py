@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from robustprune_jax.pruning import kept_count
+from robustprune_jax.pruning import is_kernel, kept_count
 from robustprune_jax.runtime.registry import lookup
 
 from . import unused
@@ -127,25 +127,28 @@ def import_state_dict(
             lambda scores: top_mask(scores, kept_count(scores.size, density)), variables['scores']
         )
     elif density is not None:
-        variables['masks'] = _masks_of_zeros(flat, arch, density)
+        variables['masks'] = masks_of_zeros(variables['params'])
+        _check_density(variables['masks'], density)
     if extra:
         variables['unused'] = extra
     return variables
 
 
-def _masks_of_zeros(flat, arch, density):
-    kernels = {
-        leaf.path: flat[f'params/{leaf.path}'] for leaf in leaves(arch) if leaf.kernel and leaf.path
-    }
-    found = sum(np.count_nonzero(kernel) for kernel in kernels.values())
-    kept = sum(kept_count(kernel.size, density) for kernel in kernels.values())
+def masks_of_zeros(params: dict) -> dict:
+    """Returns the masks of a pruned network's zeros: 1 for each weight of a kernel that is not."""
+    kernels = {path: leaf for path, leaf in flatten_dict(params).items() if is_kernel(path, leaf)}
+    return unflatten_dict({path: (leaf != 0).astype(leaf.dtype) for path, leaf in kernels.items()})
+
+
+def _check_density(masks, density):
+    masks = jax.tree.leaves(masks)
+    found = sum(map(np.count_nonzero, masks))
+    kept = sum(kept_count(mask.size, density) for mask in masks)
     if found > kept:
         raise ValueError(
             f'{found} weights are not 0, and density {density:g} keeps {kept}: the checkpoint is '
             'not pruned that far'
         )
-    masks = {path: (kernel != 0).astype(kernel.dtype) for path, kernel in kernels.items()}
-    return unflatten_dict(masks, sep='/')
 
 
 def _mask_unused(state_dict, table, masks, imported):

@@ -51,14 +51,16 @@ def run(config: ConfigDict, workdir: Path | str) -> dict:
     with distributed.together():
         splits = load(config.dataset)
         module = create_model(config.arch, config.dataset.num_classes)
-        _check_images(config, module, splits)
+        shapes = _shapes(config, module, splits)
         _check_claim(config, workdir)
         _read_result(config, workdir)
-    parts = ('train', 'validation', 'test')
-    distributed.agree({f'{part} images': len(getattr(splits, part).labels) for part in parts})
+    sizes = {name: len(getattr(splits, name).labels) for name in ('train', 'validation', 'test')}
+    distributed.agree({f'{name} images': size for name, size in sizes.items()})
     parts = _parts(config, wanted)
     with distributed.together():
-        _check_masks(config, parts, module, splits)
+        for part in parts:
+            if part.phase != 'pretrain':
+                check_masks(configs.for_method(config, part.method), part, module, shapes, splits)
     _check_sources(config, wanted, parts, splits, workdir)
     with _claimed(config, workdir):
         for part in parts:
@@ -139,17 +141,11 @@ def _evaluate_all(config, wanted, module, splits, workdir, started):
     return result
 
 
-def _check_images(config, module, splits):
+def _shapes(config, module, splits):
+    """The shapes of the network's variables; refuses images that it does not take."""
     if not len(splits.validation.labels) and config.evaluate.checkpoint == 'best':
         raise ValueError('config.evaluate.checkpoint=best needs config.dataset.validation above 0')
-    jax.eval_shape(lambda: _initial_variables(config, module, splits))
-
-
-def _check_masks(config, parts, module, splits):
-    shapes = jax.eval_shape(lambda: _initial_variables(config, module, splits))
-    for part in parts:
-        if part.phase != 'pretrain':
-            check_masks(configs.for_method(config, part.method), part, module, shapes, splits)
+    return jax.eval_shape(lambda: _initial_variables(config, module, splits))
 
 
 def _initial_variables(config, module: linen.Module, splits: Splits) -> dict:

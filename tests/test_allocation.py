@@ -54,7 +54,7 @@ def test_the_network_keeps_its_budget_exactly(arch):
     flat = flatten_dict(variables['params'])
     scores = {path: leaf for path, leaf in flat.items() if is_kernel(path, leaf)}
     size = sum(leaf.size for leaf in scores.values())
-    head = kernels_in_order(module, variables, image_shape)[-1]
+    head = kernels_in_order(module, image_shape)[-1]
     assert scores[head].shape[-1] == 10
     for allocation in BY_SIZE:
         for density in (1.0, 0.9, 0.1, 1 / 3, 0.01, 0.0005):

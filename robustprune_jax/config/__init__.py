@@ -3,23 +3,20 @@
 from robustprune_jax.config import default, with_argument
 """
 
+from robustprune_jax.config.arguments import for_method, overrides, smoke, with_argument
 from robustprune_jax.config.parts import PHASES, TRAINED, Part, exact
 from robustprune_jax.config.schema import (
     certificates,
     completed,
     default,
     fields,
-    for_method,
     identity,
     methods,
     names,
     objective_name,
-    overrides,
     phases,
     pseudo_per_batch,
     repeats,
-    smoke,
-    with_argument,
 )
 
 __all__ = [

@@ -14,6 +14,8 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from jax.extend.source_info_util import summarize
 
+# Multiply what depends on the image by weights.
+PRODUCTS = ('dot_general', 'conv_general_dilated')
 # primitive -> the parameter that is the program inside it
 NESTED = {
     'jit': 'jaxpr',
@@ -62,6 +64,12 @@ def interpret(
             outputs = rule(eqn, inputs, nested)
         values.update(zip(eqn.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def computed(eqn: JaxprEqn, values: Sequence, **params) -> list:
+    """Returns the outputs of an equation for arrays; params: in place of its own."""
+    outputs = eqn.primitive.bind(*values, **{**eqn.params, **params})
+    return outputs if eqn.primitive.multiple_results else [outputs]
 
 
 def place(nested: Sequence[JaxprEqn]) -> str:

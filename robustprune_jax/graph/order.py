@@ -1,27 +1,24 @@
 """In what order a network computes with its parameters."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 from flax import linen
 from flax.traverse_util import flatten_dict
 
-from robustprune_jax.graph.interpret import interpret
+from robustprune_jax.graph.interpret import PRODUCTS, interpret
 
 _OTHER, _IMAGE = object(), object()
-_PRODUCTS = ('dot_general', 'conv_general_dilated')
 
 
+@cache
 def kernels_in_order(
-    module: linen.Module, variables: dict, image_shape: tuple[int, ...]
-) -> list[tuple[str, ...]]:
+    module: linen.Module, image_shape: tuple[int, ...]
+) -> tuple[tuple[str, ...], ...]:
     """Returns the paths of the parameters that multiply what depends on the image, from the first
-    layer to the last, in eval mode.
-
-    variables: arrays or their shapes; image_shape: (H, W, C).
-    """
-    network = {name: variables[name] for name in ('params', 'batch_stats') if name in variables}
+    layer to the last, in eval mode. image_shape: (H, W, C)."""
     images = jax.ShapeDtypeStruct((1, *image_shape), 'float32')
+    network = jax.eval_shape(module.init, jax.random.key(0), images)
     program = jax.make_jaxpr(partial(module.apply, train=False))(network, images)
     marked = {
         name: {path: path if name == 'params' else _OTHER for path in flatten_dict(tree)}
@@ -31,13 +28,13 @@ def kernels_in_order(
     args = [marked[name.key][tuple(key.key for key in path)] for (name, *path), _ in paths]
     found: list[tuple[str, ...]] = []
     interpret(program, [*args, _IMAGE], partial(_follow, found), lambda value: _OTHER)
-    return found
+    return tuple(found)
 
 
 def _follow(found, eqn, inputs, nested):
     """A parameter stays itself until it meets another, or the image."""
     parameters = [x for x in inputs if x not in (_OTHER, _IMAGE)]
-    if _IMAGE in inputs and eqn.primitive.name in _PRODUCTS:
+    if _IMAGE in inputs and eqn.primitive.name in PRODUCTS:
         found.extend(parameters)
     one = _IMAGE if _IMAGE in inputs else parameters[0] if len(parameters) == 1 else _OTHER
     return [one] * len(eqn.outvars)

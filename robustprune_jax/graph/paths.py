@@ -9,7 +9,7 @@ from flax import linen
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.extend.core import JaxprEqn
 
-from robustprune_jax.graph.interpret import interpret, place
+from robustprune_jax.graph.interpret import PRODUCTS, computed, interpret, place
 
 # Move or add entries: so they do with what reaches them.
 _STRUCTURAL = {
@@ -17,7 +17,6 @@ _STRUCTURAL = {
     'pad', 'reduce_sum', 'reduce_window_sum', 'reshape', 'rev', 'slice', 'split', 'squeeze',
     'stack', 'transpose', 'unstack',
 }  # fmt: skip
-_PRODUCTS = {'dot_general', 'conv_general_dilated'}
 
 
 class Reach(NamedTuple):
@@ -87,15 +86,14 @@ _any.defvjp(lambda counts: (_any(counts), None), lambda _, g: ((g > 0).astype(jn
 def _rule(eqn: JaxprEqn, inputs: list, nested: tuple[JaxprEqn, ...]) -> list:
     name = eqn.primitive.name
     if not any(isinstance(x, Reach) for x in inputs):
-        outputs = eqn.primitive.bind(*inputs, **eqn.params)
-        return outputs if eqn.primitive.multiple_results else [outputs]
+        return computed(eqn, inputs)
     reaching = [x.entries for x in inputs if isinstance(x, Reach)]
     shape = eqn.outvars[0].aval.shape
     if name in _STRUCTURAL:
         outputs = _moved(eqn, inputs)
-    elif name in _PRODUCTS:
+    elif name in PRODUCTS:
         values = [x.entries if isinstance(x, Reach) else jnp.abs(x) for x in inputs]
-        outputs = [eqn.primitive.bind(*values, **_float32(eqn.params))]
+        outputs = computed(eqn, values, preferred_element_type=None)
     elif name == 'reduce_window_max':
         outputs = [jax.lax.reduce_window_sum_p.bind(reaching[0], **eqn.params)]
     elif name.startswith('reduce_') and 'axes' in eqn.params:
@@ -114,9 +112,4 @@ def _moved(eqn, inputs):
         x.entries if isinstance(x, Reach) else jnp.zeros(jnp.shape(x)) if i < indices else x
         for i, x in enumerate(inputs)
     ]
-    outputs = eqn.primitive.bind(*values, **eqn.params)
-    return outputs if eqn.primitive.multiple_results else [outputs]
-
-
-def _float32(params):
-    return {**params, 'preferred_element_type': None}
+    return computed(eqn, values)

@@ -24,7 +24,9 @@ class Budget(NamedTuple):
 
     density: the kept fraction of all weights, in (0, 1]. power: of the allocation `power`.
     head: the path of the last layer's kernel, where it is to keep per_class weights or more of
-    each of its outputs, so that no class is cut off. n, m, undivided: of the structure `n_of_m`.
+    each of its outputs, so that no class is cut off. n, m, undivided: of the structure `n_of_m`,
+    whose density is n / m; layers that m does not divide are an error ('stop') or stay whole
+    ('dense').
     """
 
     density: float
@@ -77,34 +79,35 @@ def total(scores: dict, budget: Budget) -> int:
 def _by_size(amount: Callable[[jax.Array, float, Budget], float]) -> Allocation:
     """An allocation from shapes alone; amount: (leaf, scale, budget) -> what it keeps, growing
     with the scale."""
-
-    def allocate(scores, budget):
-        kept, floors = total(scores, budget), least(scores, budget)
-
-        def amounts(scale):
-            return {
-                path: min(max(amount(leaf, scale, budget), floors[path]), leaf.size)
-                for path, leaf in scores.items()
-            }
-
-        return fitted(amounts, kept)
-
-    return Allocation(allocate)
+    return Allocation(
+        lambda scores, budget: fitted(
+            lambda path, scale: amount(scores[path], scale, budget), scores, budget
+        )
+    )
 
 
-def fitted(amounts: Callable[[float], dict], kept: int) -> dict:
-    """Returns whole numbers that sum to `kept`.
+def fitted(amount: Callable[[tuple, float], float], scores: dict, budget: Budget) -> dict:
+    """Returns how many weights each leaf keeps, by path, `total` together.
 
-    amounts: scale -> {path: number}, which grow with the scale, from sums of at most `kept` to
-    sums of at least that. Those with the largest remainders are rounded up, among equals the first.
+    amount: (path, scale) -> number, which grows with the scale from about 0 without limit; a leaf
+    keeps that, but its `least` number at least and all its weights at most. Those with the largest
+    remainders are rounded up, among equals the first.
     """
+    kept, floors = total(scores, budget), least(scores, budget)
+
+    def amounts(scale):
+        return {
+            path: min(max(amount(path, scale), floors[path]), leaf.size)
+            for path, leaf in scores.items()
+        }
+
     low, high = -200.0, 200.0  # of the scale's logarithm
     for _ in range(100):
         middle = (low + high) / 2
         below = sum(amounts(math.exp(middle)).values()) < kept
         low, high = (middle, high) if below else (low, middle)
     found = amounts(math.exp(low))
-    whole = {path: math.floor(amount) for path, amount in found.items()}
+    whole = {path: math.floor(number) for path, number in found.items()}
     by_remainder = sorted(found, key=lambda path: whole[path] - found[path])
     for path in by_remainder[: kept - sum(whole.values())]:
         whole[path] += 1

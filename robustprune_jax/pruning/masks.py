@@ -25,35 +25,34 @@ def topk_masks(
     density: float,
     allocation: str = 'uniform',
     structure: str = 'weights',
-    *,
-    power: float = 0.5,
-    head: tuple[str, ...] | None = None,
-    per_class: int = 0,
-    n: int = 2,
-    m: int = 4,
-    undivided: str = 'stop',
-    kept: dict | None = None,
+    **settings,
 ) -> dict:
     """Returns 0/1 masks that keep the weights of largest |score|, ties to the lower index.
 
     density: the kept fraction, in (0, 1]. allocation: a name of ALLOCATIONS, how it is shared out
     over the layers: 'uniform' keeps `kept_count(size, density)` weights of each, every other
     `kept_count` of the whole network, exactly, and of each layer one at least. structure: a name of
-    STRUCTURES. power: of the allocation 'power'. head: the path of the last layer's kernel, of
-    which each output keeps per_class weights or more, where the layer's count goes so far.
-    n, m, undivided: of the structure 'n_of_m', whose density is n / m; layers that m does not
-    divide are an error ('stop') or stay whole ('dense'). kept: how many weights each leaf keeps,
-    {path: number}, in place of the allocation.
+    STRUCTURES. settings: the other fields of a Budget, such as head and per_class: the path of the
+    last layer's kernel, and how many weights each of its outputs keeps at least, where the layer's
+    count goes so far.
 
     The gradient is straight-through: identity in the mask, then through the absolute value, on kept
     and pruned entries alike, so dL/dscore = dL/dW_eff * W * sign(score), where sign(0) = 0.
     Raises ValueError on an unknown name, and on fewer weights than layers and classes need.
     """
-    flat = flatten_dict(scores)
-    budget = Budget(density, power, head, per_class, n, m, undivided)
-    share, rank = lookup(ALLOCATIONS, allocation, 'allocation')
+    return masks_within(scores, Budget(density, **settings), allocation, structure)
+
+
+def masks_within(
+    scores: dict, budget: Budget, allocation: str, structure: str, kept: dict | None = None
+) -> dict:
+    """Returns topk_masks of a budget; kept: how many weights each leaf keeps, {path: number}, in
+    place of the allocation."""
+    flat, rank = flatten_dict(scores), None
+    if kept is None:
+        share, rank = lookup(ALLOCATIONS, allocation, 'allocation')
+        kept = share(flat, budget)
     choose = lookup(STRUCTURES, structure, 'structure')
-    kept = kept or share(flat, budget)
     masks = choose(jax.lax.stop_gradient(flat), kept, budget, rank)
     return unflatten_dict({path: straight_through(flat[path], masks[path]) for path in flat})
 

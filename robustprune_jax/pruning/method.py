@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from robustprune_jax.pruning.allocation import Budget
-from robustprune_jax.pruning.masks import topk_masks
+from robustprune_jax.pruning.masks import masks_within
 from robustprune_jax.pruning.rates import Rates, exact_counts, relaxed_masks
 from robustprune_jax.runtime.registry import lookup
 
@@ -69,7 +69,7 @@ def training_masks(choice: Choice, variables: dict) -> dict:
     them; those of learned rates may be off the budget."""
     if choice.rates:
         return relaxed_masks(variables, choice.budget, choice.rates)
-    return _masks(choice, variables, None)
+    return _masks(choice, variables)
 
 
 def choose_masks(choice: Choice, variables: dict) -> dict:
@@ -84,15 +84,9 @@ def choose_masks(choice: Choice, variables: dict) -> dict:
     return _masks_on_device(choice, variables, kept)
 
 
-def _masks(choice, variables, kept):
-    allocation = 'uniform' if kept else choice.allocation
-    return topk_masks(
-        variables['scores'],
-        allocation=allocation,
-        structure=choice.structure,
-        kept=kept,
-        **choice.budget._asdict(),
-    )
+def _masks(choice, variables, kept=None):
+    budget, allocation, structure, _ = choice
+    return masks_within(variables['scores'], budget, allocation, structure, kept)
 
 
 _masks_on_device = jax.jit(_masks, static_argnums=0)

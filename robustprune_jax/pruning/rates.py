@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from robustprune_jax.pruning.allocation import ALLOCATIONS, Budget, fitted, least, total
+from robustprune_jax.pruning.allocation import ALLOCATIONS, Budget, fitted, least
 from robustprune_jax.pruning.structure import first_of_each, top_k_mask
 
 
@@ -102,15 +102,8 @@ def exact_counts(variables: dict, budget: Budget, rates: Rates) -> dict[tuple[st
     """Returns how many weights each leaf keeps, by path: of the fractions, scaled to the budget,
     the largest remainders rounded up. On the host."""
     flat = flatten_dict(variables['scores'])
-    parts, floors = jax.device_get(fractions(variables, budget, rates)), least(flat, budget)
-
-    def amounts(scale):
-        return {
-            path: min(max(scale * float(parts[path]) * leaf.size, floors[path]), leaf.size)
-            for path, leaf in flat.items()
-        }
-
-    return fitted(amounts, total(flat, budget))
+    parts = jax.device_get(fractions(variables, budget, rates))
+    return fitted(lambda path, scale: scale * float(parts[path]) * flat[path].size, flat, budget)
 
 
 def _near_threshold(magnitudes, kept):

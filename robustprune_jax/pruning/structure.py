@@ -51,7 +51,7 @@ def _straight_through_jvp(primals, tangents):
     return primals[1], jnp.sign(primals[0]) * tangents[0]
 
 
-def weights(scores: dict, kept: dict | int, budget: Budget, rank: Callable) -> dict:
+def weights(scores: dict, kept: dict | int, budget: Budget, rank: Callable | None) -> dict:
     """Returns masks that keep the `kept` weights of largest |score| in each leaf, or, where that is
     one number, of largest rank(|score|) in all, one of each leaf at least.
 
@@ -87,7 +87,7 @@ def first_of_each(magnitudes: jax.Array, every: int) -> jax.Array:
     return columns.reshape(magnitudes.shape)
 
 
-def n_of_m(scores: dict, kept: dict | int, budget: Budget, rank: Callable) -> dict:
+def n_of_m(scores: dict, kept: dict | int, budget: Budget, rank: Callable | None) -> dict:
     """Returns masks that keep, of every m consecutive inputs of an output, the n of largest
     |score|, ties to the lower index; such as 2:4, which GPUs multiply twice as fast.
 
@@ -119,7 +119,7 @@ def _n_of_m(magnitudes, n, m):
 
 
 # name -> (scores, kept weights, budget, rank) -> 0/1 masks, all by path
-STRUCTURES: dict[str, Callable[[dict, dict | int, Budget, Callable], dict]] = {
+STRUCTURES: dict[str, Callable[[dict, dict | int, Budget, Callable | None], dict]] = {
     'weights': weights,
     'n_of_m': n_of_m,
 }

@@ -39,8 +39,8 @@ class Phase(NamedTuple):
     """What is to be trained, and how long. One epoch is a pass over the data.
 
     method: None in pretrain. choice: of the masks, where they are chosen anew in every step, in
-    prune. section: the phase's settings, with epochs as passes; pseudo: how
-    many images of a batch are pseudo-labelled.
+    prune. section: the phase's settings, with epochs as passes; pseudo: how many images of a batch
+    are pseudo-labelled.
     """
 
     part: Part
@@ -59,10 +59,6 @@ class Phase(NamedTuple):
     @property
     def updates_per_epoch(self) -> int:
         return self.steps_per_epoch * self.objective.repeats
-
-    def with_masks(self, variables: dict) -> dict:
-        """Returns the variables with the masks that they are evaluated and saved with."""
-        return with_masks(variables, self.choice)
 
 
 class Due(NamedTuple):
@@ -95,6 +91,7 @@ def train(
     variables = {name: value for name, value in variables.items() if name != 'unused'}
     state, update = _prepare(config, phase, module, variables, splits.train.images.shape[1:], mesh)
     key = phase_key(config.seed, phase.stream, 'step')
+    learning_rate = schedule(phase.section, phase.updates_per_epoch)
     about = {
         **checkpoint_meta(config, part, phase.method, splits),
         'total_steps': phase.total_steps,
@@ -121,14 +118,16 @@ def train(
                 if due.logs or stops:
                     values = _averages(phase, pending, state.first_nan, saved, directory)
                     pending.clear()
-                    values |= _rates(phase, step, log)
+                    last_update = step * phase.objective.repeats - 1
+                    values['learning_rate'] = float(learning_rate(last_update))
+                    values['images_per_second'] = round(log.images_per_second(), 1)
                 if due.validates and len(splits.validation.labels):
                     found, quality = validated(state.variables, step, log)
                     values |= found
                 if due.logs or stops:
                     log.write(step, **values)
                 if due.saves or stops:
-                    network = {**phase.with_masks(state.variables), **unused}
+                    network = {**with_masks(state.variables, phase.choice), **unused}
                     at = {**about, 'step': step, 'epoch': step // phase.steps_per_epoch}
                     checkpoints.save(state, network, data, at, quality)
                     saved = step
@@ -138,17 +137,9 @@ def train(
                     sys.exit(0)
 
 
-def _rates(phase: Phase, step: int, log: PhaseLog) -> dict[str, float]:
-    learning_rate = schedule(phase.section, phase.updates_per_epoch)
-    return {
-        'learning_rate': float(learning_rate(step * phase.objective.repeats - 1)),
-        'images_per_second': round(log.images_per_second(), 1),
-    }
-
-
 def _validated(config, phase: Phase, module, splits, mesh, variables, step, log):
     """Returns validation's accuracies, and the one that chooses the best checkpoint."""
-    network = logits_fn(module, phase.with_masks(variables))
+    network = logits_fn(module, with_masks(variables, phase.choice))
     key = phase_key(config.seed, phase.stream, 'validation')
     found = validate(config, phase.objective, network, key, splits, mesh)
     log.images_per_second()  # validation's time is not training's
@@ -174,7 +165,7 @@ def _averages(phase: Phase, pending, first_nan, saved: int, directory: Path) -> 
 def _phase(config, part: Part, module, variables, splits) -> Phase:
     method = part.method and configured(part.method, config.pruning)
     prunes = part.phase == 'prune'
-    chosen = choice(config, part, module, variables, splits) if prunes else None
+    chosen = choice(config, part, module, variables['scores'], splits) if prunes else None
     objective = lookup(OBJECTIVES, objective_name(config, part.phase), 'objective')(config)
     section = config[part.phase].copy_and_resolve_references()
     section.epochs = math.ceil(section.epochs / objective.repeats)

@@ -55,7 +55,7 @@ def start_variables(
     if CRITERIA[method.criterion].needs == 'loss':
         loss = _batch_loss(config[part.phase].batch_size, key, variables, module, splits.train)
     variables['scores'] = init_scores(variables['params'], method.criterion, key, loss=loss)
-    chosen = choice(config, part, module, variables, splits)
+    chosen = choice(config, part, module, variables['scores'], splits)
     if chosen.rates:
         variables |= init_rates(variables['scores'], chosen.budget, chosen.rates)
     if part.phase == 'prune':
@@ -73,15 +73,16 @@ def start_variables(
 
 
 def choice(
-    config: ConfigDict, part: Part, module: linen.Module, variables: dict, splits: Splits
+    config: ConfigDict, part: Part, module: linen.Module, scores: dict, splits: Splits
 ) -> Choice:
-    """Returns how a part's masks follow from its scores."""
+    """Returns how a part's masks follow from its scores (or what has their paths)."""
     method, pruning = configured(part.method, config.pruning), config.pruning
     head = None
     if pruning.per_class:
-        image_shape = splits.train.images.shape[1:]
-        prunable = flatten_dict(variables['scores'])
-        order = kernels_in_order(module, variables, image_shape)
+        order, prunable = (
+            kernels_in_order(module, splits.train.images.shape[1:]),
+            flatten_dict(scores),
+        )
         head = next((path for path in reversed(order) if path in prunable), None)
     settings = {name: pruning[name] for name in ('power', 'per_class', 'n', 'm', 'undivided')}
     budget = Budget(part.density, head=head, **settings)
@@ -100,7 +101,7 @@ def check_masks(
     """
     kernels = {path: x for path, x in flatten_dict(shapes['params']).items() if is_kernel(path, x)}
     variables = {**shapes, 'scores': unflatten_dict(kernels)}
-    chosen = choice(config, part, module, variables, splits)
+    chosen = choice(config, part, module, variables['scores'], splits)
     if chosen.rates:
         variables |= init_rates(variables['scores'], chosen.budget, chosen.rates)
     jax.eval_shape(partial(training_masks, chosen), variables)

@@ -29,6 +29,7 @@ def by_compression(experiment: Experiment) -> Drawn | None:
     tuned = {part: name for part, name in names.items() if part.phase == 'finetune'}
     ratios = sorted({1 / part.density for part in tuned})
     methods = {part.method for part in tuned}
+    styles = lines(experiment.titles)
     shown = [c for c in columns(experiment.results) if above_zero(c)]
     if len(ratios) < 2 or not shown:
         return None
@@ -38,14 +39,12 @@ def by_compression(experiment: Experiment) -> Drawn | None:
         before = results.cell(column, 'pretrain')
         if before:
             axis.axhline(before.mean, color=GREY, ls=(0, (1, 2)), lw=1)
-        for method, style in lines(experiment.titles).items():
-            if method not in methods:
-                continue
+        for method in filter(methods.__contains__, styles):
             own = sorted((1 / part.density, tuned[part]) for part in tuned if part.method == method)
             cells = [(r, results.cell(column, name)) for r, name in [(1, 'pretrain'), *own]]
             points = [(ratio, cell.mean, cell.std or 0) for ratio, cell in cells if cell]
             x, mean, std = zip(*points, strict=True) if points else ((), (), ())
-            axis.errorbar(x, mean, std if any(std) else None, elinewidth=1, **style)
+            axis.errorbar(x, mean, std if any(std) else None, elinewidth=1, **styles[method])
         axis.set(xscale='log', xlabel='compression ratio (weights kept)')
         axis.set_title(f'{column.title} accuracy (%)')
         axis.set_xticks(ticks, [f'{ratio:.3g}×\n{percent(round(1 / ratio, 9))}' for ratio in ticks])
