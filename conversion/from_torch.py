@@ -60,10 +60,9 @@ def import_checkpoint(
     variables = import_state_dict(contents, names, num_classes=num_classes, density=density)
     if density is None:
         masks = masks_of_zeros(variables['params'])
-        density = sparsity({'masks': masks})['total']['density']
-        if density < 0.99:  # else no more than some weights that died
-            variables['masks'] = masks
-        density = float(f'{density:.3g}')
+        found = sparsity({'masks': masks})['total']['density']
+        if found < 0.99:  # else no more than some weights that died
+            variables['masks'], density = masks, float(f'{found:.3g}')
     pruned = density is not None and density < 1
     size = image_size or _image_size(state_dict, names)
     meta = {

@@ -158,6 +158,16 @@ def test_a_network_whose_layers_keep_different_fractions_comes_in_with_its_masks
     assert meta['density'] == pytest.approx(layers['total']['density'], rel=0.01)
 
 
+def test_a_few_dead_weights_are_no_pruning(tmp_path):
+    state_dict = golden.formula_state_dict('mnist_model')
+    state_dict['5.weight'] = state_dict['5.weight'].copy()
+    state_dict['5.weight'][0] = 0  # a hundredth of the layer
+    save_pth(tmp_path / 'a.pth', {'state_dict': state_dict, 'arch': 'mnist_model'})
+    variables, meta, _ = import_checkpoint(tmp_path / 'a.pth')
+    assert 'masks' not in variables
+    assert (meta['phase'], meta['density']) == ('pretrain', None)
+
+
 def cifar_model(**fields):
     return {'state_dict': golden.formula_state_dict('cifar_model'), 'arch': 'cifar_model', **fields}
 
