@@ -164,6 +164,7 @@ FIELDS: dict[str, Rule] = {
     'pruning.n': _at_least_1,
     'pruning.m': _at_least_1,
     'pruning.undivided': _named(('stop', 'dense')),
+    'pruning.counts': _named(('weights', 'multiply_adds')),
     'pruning.rates.learning_rate': _above_0,
     'pruning.rates.momentum': _part,
     'pruning.rates.gamma': _at_least_0,
@@ -221,6 +222,8 @@ def _relations(config: ConfigDict) -> Iterator[tuple[str, bool, str]]:
     chosen = [configured(method, pruning) for method in methods(config)]
     if any(method.structure == 'n_of_m' for method in chosen):
         yield 'densities', densities == (pruning.n / pruning.m,), 'n / m, alone, for n_of_m'
+    whole = pruning.counts == 'weights' or all(x.structure == 'channels' for x in chosen)
+    yield 'pruning.counts', whole, 'weights, unless the structure is channels'
     learned = [method for method in chosen if method.allocation == 'learned']
     alone = all(method.structure == 'weights' for method in learned)
     yield 'pruning.structure', alone, 'weights, where the allocation is learned'

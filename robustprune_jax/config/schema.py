@@ -143,6 +143,7 @@ def default() -> ConfigDict:
     config.pruning.n = 2
     config.pruning.m = 4
     config.pruning.undivided = 'stop'  # | dense: layers whose inputs m does not divide stay whole
+    config.pruning.counts = 'weights'  # | multiply_adds: what channels' densities are fractions of
     config.pruning.rates = ConfigDict()  # of the allocation learned: HARP's kept fractions
     config.pruning.rates.learning_rate = 0.1  # of SGD, constant
     config.pruning.rates.momentum = 0.9

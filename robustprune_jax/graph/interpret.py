@@ -16,6 +16,16 @@ from jax.extend.source_info_util import summarize
 
 # Multiply what depends on the image by weights.
 PRODUCTS = ('dot_general', 'conv_general_dilated')
+# Move entries.
+MOVES = {
+    'broadcast_in_dim', 'concatenate', 'copy', 'dynamic_slice', 'expand_dims', 'gather', 'pad',
+    'reshape', 'rev', 'slice', 'split', 'squeeze', 'stack', 'transpose', 'unstack',
+}  # fmt: skip
+# Let an entry depend on its neighbours, though their outputs are of their inputs' shapes.
+_MIXES = {
+    'cholesky', 'cumlogsumexp', 'cummax', 'cummin', 'cumprod', 'cumsum', 'fft', 'scan', 'sort',
+    'triangular_solve', 'while',
+}  # fmt: skip
 # primitive -> the parameter that is the program inside it
 NESTED = {
     'jit': 'jaxpr',
@@ -70,6 +80,33 @@ def computed(eqn: JaxprEqn, values: Sequence, **params) -> list:
     """Returns the outputs of an equation for arrays; params: in place of its own."""
     outputs = eqn.primitive.bind(*values, **{**eqn.params, **params})
     return outputs if eqn.primitive.multiple_results else [outputs]
+
+
+def moved(eqn: JaxprEqn, inputs: Sequence, kind: type, absent: float) -> list:
+    """Returns what one of MOVES makes of the entries of those inputs that are of a kind.
+
+    The others', such as padding, are `absent`, but where they say what goes where.
+    """
+    data = {'gather': 1, 'dynamic_slice': 1}.get(eqn.primitive.name, len(inputs))
+    dtype = next(x.entries.dtype for x in inputs if isinstance(x, kind))
+    values = [
+        x.entries
+        if isinstance(x, kind)
+        else np.full(atom.aval.shape, absent, dtype)
+        if i < data
+        else x
+        for i, (x, atom) in enumerate(zip(inputs, eqn.invars, strict=True))
+    ]
+    return computed(eqn, values)
+
+
+def goes_by_entry(eqn: JaxprEqn, inputs: Sequence[jax.Array]) -> bool:
+    """Whether an entry of the output depends on those of the inputs at its own place only."""
+    shape = eqn.outvars[0].aval.shape
+    fit = (
+        x.ndim in (0, len(shape)) and np.broadcast_shapes(x.shape, shape) == shape for x in inputs
+    )
+    return eqn.primitive.name not in _MIXES and all(fit)
 
 
 def place(nested: Sequence[JaxprEqn]) -> str:

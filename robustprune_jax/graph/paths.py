@@ -9,14 +9,18 @@ from flax import linen
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.extend.core import JaxprEqn
 
-from robustprune_jax.graph.interpret import PRODUCTS, computed, interpret, place
+from robustprune_jax.graph.interpret import (
+    MOVES,
+    PRODUCTS,
+    computed,
+    goes_by_entry,
+    interpret,
+    moved,
+    place,
+)
 
-# Move or add entries: so they do with what reaches them.
-_STRUCTURAL = {
-    'broadcast_in_dim', 'concatenate', 'copy', 'cumsum', 'dynamic_slice', 'expand_dims', 'gather',
-    'pad', 'reduce_sum', 'reduce_window_sum', 'reshape', 'rev', 'slice', 'split', 'squeeze',
-    'stack', 'transpose', 'unstack',
-}  # fmt: skip
+# Add entries: they are reached as by moves.
+_ADDS = ('cumsum', 'reduce_sum', 'reduce_window_sum')
 
 
 class Reach(NamedTuple):
@@ -89,8 +93,8 @@ def _rule(eqn: JaxprEqn, inputs: list, nested: tuple[JaxprEqn, ...]) -> list:
         return computed(eqn, inputs)
     reaching = [x.entries for x in inputs if isinstance(x, Reach)]
     shape = eqn.outvars[0].aval.shape
-    if name in _STRUCTURAL:
-        outputs = _moved(eqn, inputs)
+    if name in MOVES or name in _ADDS:
+        outputs = moved(eqn, inputs, Reach, 0)
     elif name in PRODUCTS:
         values = [x.entries if isinstance(x, Reach) else jnp.abs(x) for x in inputs]
         outputs = computed(eqn, values, preferred_element_type=None)
@@ -98,18 +102,8 @@ def _rule(eqn: JaxprEqn, inputs: list, nested: tuple[JaxprEqn, ...]) -> list:
         outputs = [jax.lax.reduce_window_sum_p.bind(reaching[0], **eqn.params)]
     elif name.startswith('reduce_') and 'axes' in eqn.params:
         outputs = [jnp.sum(reaching[0], axis=eqn.params['axes'])]
-    elif all(x.shape in (shape, ()) for x in reaching):  # entry by entry
+    elif goes_by_entry(eqn, reaching):
         outputs = [sum(reaching) + jnp.zeros(shape)]
     else:
         raise NotImplementedError(f'no wiring for the primitive {name!r}, at {place(nested)}')
     return [Reach(_any(x)) for x in outputs]
-
-
-def _moved(eqn, inputs):
-    """Entries that do not depend on the image, such as padding, are reached by nothing."""
-    indices = {'gather': 1, 'dynamic_slice': 1}.get(eqn.primitive.name, len(inputs))
-    values = [
-        x.entries if isinstance(x, Reach) else jnp.zeros(jnp.shape(x)) if i < indices else x
-        for i, x in enumerate(inputs)
-    ]
-    return computed(eqn, values)

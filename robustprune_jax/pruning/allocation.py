@@ -18,6 +18,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from robustprune_jax.graph.coupling import Coupling
+
 
 class Budget(NamedTuple):
     """What is to be shared out.
@@ -26,7 +28,8 @@ class Budget(NamedTuple):
     head: the path of the last layer's kernel, where it is to keep per_class weights or more of
     each of its outputs, so that no class is cut off. n, m, undivided: of the structure `n_of_m`,
     whose density is n / m; layers that m does not divide are an error ('stop') or stay whole
-    ('dense').
+    ('dense'). coupling, counts: of the structure `channels`, how units depend on each other, and
+    what density is the fraction of: 'weights' or 'multiply_adds'.
     """
 
     density: float
@@ -36,6 +39,8 @@ class Budget(NamedTuple):
     n: int = 2
     m: int = 4
     undivided: str = 'stop'
+    coupling: Coupling | None = None
+    counts: str = 'weights'
 
 
 class Allocation(NamedTuple):

@@ -9,13 +9,12 @@ pruned without special layers:
     logits = module.apply({**variables, 'params': apply_masks(variables['params'], masks)}, images)
 """
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from robustprune_jax.pruning.allocation import ALLOCATIONS, Budget
+from robustprune_jax.pruning.allocation import ALLOCATIONS, Allocation, Budget
 from robustprune_jax.pruning.criterion import is_kernel
-from robustprune_jax.pruning.structure import STRUCTURES, straight_through
+from robustprune_jax.pruning.structure import STRUCTURES
 from robustprune_jax.runtime import inputs
 from robustprune_jax.runtime.registry import lookup
 
@@ -40,21 +39,16 @@ def topk_masks(
     and pruned entries alike, so dL/dscore = dL/dW_eff * W * sign(score), where sign(0) = 0.
     Raises ValueError on an unknown name, and on fewer weights than layers and classes need.
     """
-    return masks_within(scores, Budget(density, **settings), allocation, structure)
+    share = lookup(ALLOCATIONS, allocation, 'allocation')
+    return masks_within(scores, Budget(density, **settings), share, structure)
 
 
 def masks_within(
-    scores: dict, budget: Budget, allocation: str, structure: str, kept: dict | None = None
+    scores: dict, budget: Budget, allocation: Allocation, structure: str, training: bool = False
 ) -> dict:
-    """Returns topk_masks of a budget; kept: how many weights each leaf keeps, {path: number}, in
-    place of the allocation."""
-    flat, rank = flatten_dict(scores), None
-    if kept is None:
-        share, rank = lookup(ALLOCATIONS, allocation, 'allocation')
-        kept = share(flat, budget)
+    """Returns topk_masks of a budget; training: those of a step of the prune phase."""
     choose = lookup(STRUCTURES, structure, 'structure')
-    masks = choose(jax.lax.stop_gradient(flat), kept, budget, rank)
-    return unflatten_dict({path: straight_through(flat[path], masks[path]) for path in flat})
+    return unflatten_dict(choose(flatten_dict(scores), allocation, budget, training))
 
 
 def apply_masks(params: dict, masks: dict) -> dict:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from robustprune_jax.pruning.allocation import Budget
+from robustprune_jax.pruning.allocation import ALLOCATIONS, Allocation, Budget
 from robustprune_jax.pruning.masks import masks_within
 from robustprune_jax.pruning.rates import Rates, exact_counts, relaxed_masks
 from robustprune_jax.runtime.registry import lookup
@@ -69,7 +69,7 @@ def training_masks(choice: Choice, variables: dict) -> dict:
     them; those of learned rates may be off the budget."""
     if choice.rates:
         return relaxed_masks(variables, choice.budget, choice.rates)
-    return _masks(choice, variables)
+    return _masks(choice, variables, training=True)
 
 
 def choose_masks(choice: Choice, variables: dict) -> dict:
@@ -77,16 +77,20 @@ def choose_masks(choice: Choice, variables: dict) -> dict:
 
     Not inside jit.
     """
-    kept = None
+    counts = None
     if choice.rates:
-        kept = exact_counts(variables, choice.budget, choice.rates)
-        kept = {path: jnp.int32(count) for path, count in kept.items()}
-    return _masks_on_device(choice, variables, kept)
+        counts = exact_counts(variables, choice.budget, choice.rates)
+        counts = {path: jnp.int32(count) for path, count in counts.items()}
+    return _masks_on_device(choice, variables, counts)
 
 
-def _masks(choice, variables, kept=None):
-    budget, allocation, structure, _ = choice
-    return masks_within(variables['scores'], budget, allocation, structure, kept)
+def _masks(choice, variables, counts=None, training=False):
+    if counts:
+        allocation = Allocation(lambda scores, budget: counts)
+    else:
+        allocation = lookup(ALLOCATIONS, choice.allocation, 'allocation')
+    scores, budget, structure = variables['scores'], choice.budget, choice.structure
+    return masks_within(scores, budget, allocation, structure, training)
 
 
 _masks_on_device = jax.jit(_masks, static_argnums=0)

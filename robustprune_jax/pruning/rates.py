@@ -22,7 +22,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from robustprune_jax.pruning.allocation import ALLOCATIONS, Budget, fitted, least
-from robustprune_jax.pruning.structure import first_of_each, top_k_mask
+from robustprune_jax.pruning.top_k import first_of_each, top_k_mask
 
 
 class Rates(NamedTuple):

@@ -1,4 +1,8 @@
-"""What is kept or removed as one: single weights, or n of every m."""
+"""What is kept or removed as one: single weights, n of every m, or channels.
+
+A structure is a function of (scores by path, allocation, budget, training) that returns 0/1 masks
+by path, with the gradients of the scores. training: for a step of the prune phase.
+"""
 
 from collections.abc import Callable
 
@@ -6,58 +10,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustprune_jax.pruning.allocation import Budget
+from robustprune_jax.pruning.allocation import Allocation, Budget
+from robustprune_jax.pruning.channels import channels
+from robustprune_jax.pruning.top_k import first_of_each, straight_through, top_k_mask
 
 
-def top_k_mask(magnitudes: jax.Array, k: int | jax.Array) -> jax.Array:
-    """Returns the 0/1 mask of the k largest of `magnitudes` (>= 0), the lower flat index first.
+def weights(scores: dict, allocation: Allocation, budget: Budget, training: bool) -> dict:
+    """Returns masks that keep as many weights of largest |score| in each leaf as the allocation
+    says, or, where it says one number, of largest rank(|score|) in all, one of each leaf at least.
 
-    The bit patterns of non-negative floats are ordered as integers, so the k-th largest value is
-    found by bisection on its bits: one counting pass per bit, whatever the density (`lax.top_k`
-    slows down as k grows, a sort is ten times dearer), and exact where values are equal.
+    Of the budget's head every output keeps its own largest, per_class of them, or as many as the
+    leaf has for each.
     """
-    bits = jnp.finfo(magnitudes.dtype).bits
-    patterns = jax.lax.bitcast_convert_type(magnitudes.ravel(), jnp.dtype(f'int{bits}'))
-
-    def set_bit(i, threshold):
-        candidate = threshold | (jnp.ones((), patterns.dtype) << (bits - 2 - i))
-        return jnp.where(jnp.sum(patterns >= candidate) >= k, candidate, threshold)
-
-    threshold = jax.lax.fori_loop(0, bits - 1, set_bit, jnp.zeros((), patterns.dtype))
-    above, equal = patterns > threshold, patterns == threshold
-    room = k - jnp.sum(above)
-
-    def first(equal):
-        return equal & (jnp.cumsum(equal) <= room)
-
-    def where_needed(equal):
-        # On CPU the running sum takes as long as the bisection, and seldom have equals to compete.
-        # Elsewhere a condition would make the host wait.
-        return jax.lax.cond(jnp.sum(equal) == room, lambda equal: equal, first, equal)
-
-    mask = above | jax.lax.platform_dependent(equal, cpu=where_needed, default=first)
-    return mask.reshape(magnitudes.shape).astype(magnitudes.dtype)
+    chosen = _largest(jax.lax.stop_gradient(scores), allocation, budget)
+    return {path: straight_through(leaf, chosen[path]) for path, leaf in scores.items()}
 
 
-@jax.custom_jvp
-def straight_through(score: jax.Array, mask: jax.Array) -> jax.Array:
-    """Returns the mask, with the score's gradient: identity in the mask, then through |score|."""
-    return mask
-
-
-@straight_through.defjvp
-def _straight_through_jvp(primals, tangents):
-    # Not the derivative of jnp.abs: at 0 that is 1, and the original's sign is 0.
-    return primals[1], jnp.sign(primals[0]) * tangents[0]
-
-
-def weights(scores: dict, kept: dict | int, budget: Budget, rank: Callable | None) -> dict:
-    """Returns masks that keep the `kept` weights of largest |score| in each leaf, or, where that is
-    one number, of largest rank(|score|) in all, one of each leaf at least.
-
-    scores, kept and the masks: by path. Of the budget's head every output keeps its own largest,
-    per_class of them, or as many as the leaf has for each.
-    """
+def _largest(scores, allocation, budget):
+    kept = allocation.kept(scores, budget)
     magnitudes = {path: jnp.abs(leaf) for path, leaf in scores.items()}
     if isinstance(kept, dict):
         if budget.head in kept:
@@ -68,7 +38,7 @@ def weights(scores: dict, kept: dict | int, budget: Budget, rank: Callable | Non
             magnitudes |= {budget.head: first_of_each(magnitudes[budget.head], every)}
         return {path: top_k_mask(leaf, kept[path]) for path, leaf in magnitudes.items()}
     for path, leaf in magnitudes.items():
-        ranked = first_of_each(rank(leaf).reshape(-1, 1), 1).reshape(leaf.shape)
+        ranked = first_of_each(allocation.rank(leaf).reshape(-1, 1), 1).reshape(leaf.shape)
         every = budget.per_class if path == budget.head else 0
         magnitudes[path] = first_of_each(ranked, every)
     whole = top_k_mask(jnp.concatenate([leaf.ravel() for leaf in magnitudes.values()]), kept)
@@ -77,30 +47,21 @@ def weights(scores: dict, kept: dict | int, budget: Budget, rank: Callable | Non
     return {path: part.reshape(scores[path].shape) for path, part in parts}
 
 
-def first_of_each(magnitudes: jax.Array, every: int) -> jax.Array:
-    """Returns the magnitudes, the `every` largest of each output (the last axis) infinite."""
-    if not every:
-        return magnitudes
-    columns = magnitudes.reshape(-1, magnitudes.shape[-1])
-    rows = jax.lax.top_k(columns.T, min(every, len(columns)))[1].T
-    columns = columns.at[rows, jnp.arange(columns.shape[1])].set(jnp.inf)
-    return columns.reshape(magnitudes.shape)
-
-
-def n_of_m(scores: dict, kept: dict | int, budget: Budget, rank: Callable | None) -> dict:
+def n_of_m(scores: dict, allocation: Allocation, budget: Budget, training: bool) -> dict:
     """Returns masks that keep, of every m consecutive inputs of an output, the n of largest
     |score|, ties to the lower index; such as 2:4, which GPUs multiply twice as fast.
 
-    The density is n / m, whatever `kept` says. Raises ValueError on a layer whose inputs m does not
-    divide, by name; with budget.undivided 'dense' it keeps all its weights.
+    The density is n / m, whatever the allocation. Raises ValueError on a layer whose inputs m does
+    not divide, by name; with budget.undivided 'dense' it keeps all its weights.
     """
     masks = {}
     for path, leaf in scores.items():
         inputs = leaf.shape[-2]
         if inputs % budget.m == 0:
-            masks[path] = _n_of_m(jnp.abs(leaf), budget.n, budget.m)
+            magnitudes = jnp.abs(jax.lax.stop_gradient(leaf))
+            masks[path] = straight_through(leaf, _n_of_m(magnitudes, budget.n, budget.m))
         elif budget.undivided == 'dense':
-            masks[path] = jnp.ones_like(leaf)
+            masks[path] = straight_through(leaf, jnp.ones_like(leaf))
         else:
             raise ValueError(
                 f'{"/".join(path)} has {inputs} inputs, which {budget.m} does not divide: '
@@ -118,8 +79,8 @@ def _n_of_m(magnitudes, n, m):
     return mask.reshape(magnitudes.shape).astype(magnitudes.dtype)
 
 
-# name -> (scores, kept weights, budget, rank) -> 0/1 masks, all by path
-STRUCTURES: dict[str, Callable[[dict, dict | int, Budget, Callable | None], dict]] = {
+STRUCTURES: dict[str, Callable[[dict, Allocation, Budget, bool], dict]] = {
     'weights': weights,
     'n_of_m': n_of_m,
+    'channels': channels,
 }

@@ -16,6 +16,7 @@ from robustprune_jax.config import Part, objective_name
 from robustprune_jax.data import Splits
 from robustprune_jax.data.augment import to_float
 from robustprune_jax.data.batches import eval_batches
+from robustprune_jax.graph.coupling import coupled_units
 from robustprune_jax.graph.order import kernels_in_order
 from robustprune_jax.network import with_masks
 from robustprune_jax.pruning import (
@@ -77,15 +78,15 @@ def choice(
 ) -> Choice:
     """Returns how a part's masks follow from its scores (or what has their paths)."""
     method, pruning = configured(part.method, config.pruning), config.pruning
-    head = None
+    image_shape, head, coupling = splits.train.images.shape[1:], None, None
     if pruning.per_class:
-        order, prunable = (
-            kernels_in_order(module, splits.train.images.shape[1:]),
-            flatten_dict(scores),
-        )
+        order, prunable = kernels_in_order(module, image_shape), flatten_dict(scores)
         head = next((path for path in reversed(order) if path in prunable), None)
-    settings = {name: pruning[name] for name in ('power', 'per_class', 'n', 'm', 'undivided')}
-    budget = Budget(part.density, head=head, **settings)
+    if method.structure == 'channels':
+        coupling = coupled_units(module, image_shape)
+    fields = ('power', 'per_class', 'n', 'm', 'undivided', 'counts')
+    settings = {name: pruning[name] for name in fields}
+    budget = Budget(part.density, head=head, coupling=coupling, **settings)
     rates = None
     if method.allocation == 'learned':
         rates = Rates(**{name: pruning.rates[name] for name in Rates._fields})
