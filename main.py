@@ -12,6 +12,8 @@ from ml_collections import config_flags
 from robustprune_jax import pipeline
 from robustprune_jax.runtime import distributed
 
+EXPECTED = ValueError, NotImplementedError, OSError, FloatingPointError
+
 CONFIG = config_flags.DEFINE_config_file(
     'config',
     None,
@@ -46,7 +48,7 @@ def main(argv: list[str]) -> None:
         pipeline.run(CONFIG.value, WORKDIR.value)
     except KeyboardInterrupt:
         sys.exit('interrupted; the same command goes on from what is saved.')
-    except (ValueError, OSError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
+    except (*EXPECTED, jax.errors.JaxRuntimeError) as error:
         lost = isinstance(error, jax.errors.JaxRuntimeError)
         if lost and jax.process_count() == 1:
             raise

@@ -46,8 +46,8 @@ def compiled_step(arch: str, batch_size: int, objective: str, **settings):
         config[objective].update(settings)
     module, variables = network(arch)
     batch = {'image': images(arch, batch_size), 'label': np.arange(batch_size) % 10}
-    mesh = sharding.make_mesh()
-    update, first_state = training_step(config, 'pretrain', module, variables, mesh)
+    mesh, image_shape = sharding.make_mesh(), batch['image'].shape[1:]
+    update, first_state = training_step(config, 'pretrain', module, variables, image_shape, mesh)
     state = first_state(variables, batch_shape=batch['image'].shape)
     state = state.replace(step=jnp.full((), 500, jnp.int32))
     started = time.monotonic()

@@ -91,7 +91,7 @@ def step_cpu_seconds(images: np.ndarray, labels: np.ndarray) -> float:
     config, module, mesh = default(), create_model('wrn_28_4'), sharding.make_mesh()
     variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     config.objective, config.dataset.augment = 'natural', 'crop_flip'
-    update, first_state = training_step(config, 'pretrain', module, variables, mesh)
+    update, first_state = training_step(config, 'pretrain', module, variables, (32, 32, 3), mesh)
     state = first_state(variables, batch_shape=(BATCH, 32, 32, 3))
     state = jax.device_put(state, sharding.replicated(mesh))
     batch = sharding.shard_batch(mesh, {'image': images[:BATCH], 'label': labels[:BATCH]})

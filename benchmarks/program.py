@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
     wrong = []
     for devices in map(int, DEVICES.value):
         mesh = make_mesh(jax.devices()[:devices])
-        step, first_state = training_step(config, phase, module, shapes, mesh)
+        step, first_state = training_step(config, phase, module, shapes, shape, mesh)
         for batch_size in map(int, BATCH_SIZES.value):
             images = (batch_size * devices, *shape)
             batch = {

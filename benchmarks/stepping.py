@@ -7,21 +7,27 @@ import flax.linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from robustprune_jax.config import objective_name
+from robustprune_jax.config import Part, objective_name
 from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.objectives import OBJECTIVES
-from robustprune_jax.pruning import Budget, Choice
 from robustprune_jax.training.optim import optimizer, phase_labels
+from robustprune_jax.training.start import choice
 from robustprune_jax.training.step import Step, create_state, train_step
 
 STEPS_PER_EPOCH, STEPS = 100, 2000
 
 
 def training_step(
-    config: ConfigDict, phase: str, module: nn.Module, variables: dict, mesh: Mesh
+    config: ConfigDict,
+    phase: str,
+    module: nn.Module,
+    variables: dict,
+    image_shape: tuple[int, ...],
+    mesh: Mesh,
 ) -> tuple[Callable, Callable]:
     """Returns the step of a phase, and create_state of (variables, batch_shape=...) for it."""
     objective = OBJECTIVES[objective_name(config, phase)](config)
+    prunes = Part('prune', 'hydra', config.densities[0]) if phase == 'prune' else None
     tx = optimizer(config[phase], phase_labels(variables, phase), STEPS_PER_EPOCH)
     update = train_step(
         Step(
@@ -33,7 +39,7 @@ def training_step(
             steps_per_epoch=STEPS_PER_EPOCH,
             total_steps=STEPS,
             ramp_epochs=config[phase].ramp_epochs,
-            choice=Choice(Budget(config.densities[0])) if phase == 'prune' else None,
+            choice=prunes and choice(config, prunes, module, variables['scores'], image_shape),
             accumulate=config.accumulate,
             batch_norm=config.batch_norm,
             compute_dtype=config.compute_dtype,

@@ -81,7 +81,8 @@ def ours(arch: str, objective: str, batch_size: int, phase: str):
             variables.pop('scores'),
         )
     batch = {'image': images, 'label': np.arange(batch_size, dtype=np.int32) % 10}
-    update, first_state = training_step(config, phase, module, variables, sharding.make_mesh())
+    mesh = sharding.make_mesh()
+    update, first_state = training_step(config, phase, module, variables, images.shape[1:], mesh)
     state = first_state(variables, batch_shape=images.shape)
     started = time.monotonic()
     update = update.lower(state, batch, jax.random.key(1)).compile()

@@ -60,7 +60,8 @@ def run(config: ConfigDict, workdir: Path | str) -> dict:
     with distributed.together():
         for part in parts:
             if part.phase != 'pretrain':
-                check_masks(configs.for_method(config, part.method), part, module, shapes, splits)
+                settings = configs.for_method(config, part.method)
+                check_masks(settings, part, module, shapes, splits.train.images.shape[1:])
     _check_sources(config, wanted, parts, splits, workdir)
     with _claimed(config, workdir):
         for part in parts:

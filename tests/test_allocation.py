@@ -89,7 +89,8 @@ def test_one_threshold_over_the_network():
 
 def test_lamp_by_hand():
     # 1 / (1 + 4 + 9), 4 / (4 + 9), 9 / 9: the largest of a layer has the score 1.
-    np.testing.assert_allclose(lamp(jnp.array([1.0, 3.0, 2.0])), [1 / 14, 1, 4 / 13], rtol=1e-6)
+    np.testing.assert_allclose(lamp(jnp.array([1.0, 3.0, 2.0]), 3), [1 / 14, 1, 4 / 13], rtol=1e-6)
+    np.testing.assert_allclose(lamp(jnp.array([1.0, 3.0, 2.0]), 2), [0, 1, 4 / 13], rtol=1e-6)
     scores = {'a': jnp.array([1.0, 3.0, 2.0]), 'b': jnp.array([0.01, 0.02])}
     masks = topk_masks(scores, 3 / 5, 'lamp')  # 1/14, 1, 4/13 and 1/5, 1
     np.testing.assert_array_equal(masks['a'], [0, 1, 1])

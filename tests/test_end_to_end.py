@@ -338,6 +338,8 @@ def test_checkpoint_every_decides_what_is_saved(tiny_config, tmp_path):
         ({'pruning.allocation': 'learned'}, 'learned only where scores are'),
         ({'pruning.allocation': 'erk', 'densities': (0.0001,)}, 'density 0.0001 keeps'),
         ({'pruning.structure': 'n_of_m', 'densities': (0.5,)}, 'conv1/kernel has 1 inputs'),
+        ({'pruning.counts': 'multiply_adds'}, 'weights, unless the structure is channels'),
+        ({'pruning.structure': 'channels', 'densities': (1e-4,)}, 'one channel of each layer'),
     ],
 )
 def test_errors_before_training(finished, tiny_config, tmp_path, change, message):

@@ -172,6 +172,16 @@ def test_snip_s_scores_are_weights_times_gradients():
         init_scores(params, 'snip')
 
 
+def test_grasp_s_scores_are_weights_times_the_hessian_times_the_gradient():
+    weights, curvature = jnp.array([[1.0], [-2.0], [3.0]]), jnp.array([[1.0], [2.0], [-1.0]])
+
+    def loss(params):
+        return jnp.sum(curvature * params['a']['kernel'] ** 2) / 2  # g = c w, H g = c ** 2 w
+
+    scores = init_scores({'a': {'kernel': weights}}, 'grasp', loss=loss)
+    np.testing.assert_allclose(scores['a']['kernel'], [[0], [15], [8]])  # 1, 16, 9
+
+
 def test_snip_normalises_an_untrained_network_by_its_batch():
     """Its running statistics are not those of its images: half of the mask was another one."""
     rng = np.random.default_rng(0)

@@ -45,10 +45,10 @@ class Budget(NamedTuple):
 
 class Allocation(NamedTuple):
     """kept: (scores by path, budget) -> how many weights each leaf keeps, by path, or all leaves
-    together; rank: what leaves are then compared by, of their |scores|."""
+    together; rank: what leaves are then compared by, of their |scores| and that number."""
 
     kept: Callable[[dict, Budget], dict | int]
-    rank: Callable[[jax.Array], jax.Array] = lambda magnitudes: magnitudes
+    rank: Callable[[jax.Array, int], jax.Array] = lambda magnitudes, kept: magnitudes
 
 
 def kept_count(size: int, density: float) -> int:
@@ -129,12 +129,17 @@ def least(scores: dict, budget: Budget) -> dict[tuple[str, ...], int]:
     return floors
 
 
-def lamp(magnitudes: jax.Array) -> jax.Array:
-    """Returns LAMP's scores of a layer: m ** 2 / sum of all m ** 2 that are at least as large."""
-    order = jnp.argsort(magnitudes.ravel(), descending=True, stable=True)
-    squares = magnitudes.ravel()[order] ** 2
+def lamp(magnitudes: jax.Array, kept: int) -> jax.Array:
+    """Returns LAMP's scores of a layer: m ** 2 / sum of all m ** 2 that are at least as large.
+
+    Only of the `kept` largest, 0 for the others: no layer has more that stay, and to sort all takes
+    as long as a step of a small network.
+    """
+    largest, places = jax.lax.top_k(magnitudes.ravel(), min(kept, magnitudes.size))
+    squares = largest**2
     ranked = squares / jnp.maximum(jnp.cumsum(squares), jnp.finfo(squares.dtype).tiny)
-    return jnp.zeros_like(squares).at[order].set(ranked).reshape(magnitudes.shape)
+    scores = jnp.zeros(magnitudes.size, squares.dtype).at[places].set(ranked)
+    return scores.reshape(magnitudes.shape)
 
 
 ALLOCATIONS: dict[str, Allocation] = {

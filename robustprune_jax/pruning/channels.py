@@ -143,7 +143,9 @@ def _numbers(of_layers, allocation, budget, layers, costs):
 
 def _above_threshold(of_layers, rank, layers, costs):
     """The units of largest rank(worth), and the largest of each layer, as many as fit."""
-    ranked = [jnp.where(_first(leaf), jnp.inf, rank(leaf)) for leaf in of_layers.values()]
+    ranked = [
+        jnp.where(_first(leaf), jnp.inf, rank(leaf, leaf.size)) for leaf in of_layers.values()
+    ]
     units = np.concatenate(layers)
     ranked = jnp.zeros(len(units)).at[units].set(jnp.concatenate(ranked))
     limit = costs.limit * (1 - 1e-6)  # costs are rounded to float32

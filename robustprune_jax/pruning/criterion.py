@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.tree_util import Partial
 
@@ -71,6 +72,28 @@ def snip(kernels: Kernels, key, loss: Callable) -> Kernels:
     return _sensitivity(kernels, loss)
 
 
+@jax.jit
+def _flow(kernels, loss):
+    gradient = jax.grad(loss)
+    slope = gradient(kernels)
+
+    def along_slope(kernels):
+        return optax.tree.vdot(gradient(kernels), slope)
+
+    bent = jax.grad(along_slope)(kernels)
+    flow = {path: kernel * bent[path] for path, kernel in kernels.items()}
+    least = jnp.min(jnp.stack([jnp.min(leaf) for leaf in flow.values()]))
+    return {path: leaf - least for path, leaf in flow.items()}
+
+
+def grasp(kernels: Kernels, key, loss: Callable) -> Kernels:
+    """Returns W * (H g), what a weight adds to the gradient's norm, less the smallest of them.
+
+    GraSP (Wang et al. 2020, Equation 8), where H and g are the loss's Hessian and gradient.
+    """
+    return _flow(kernels, loss)
+
+
 CRITERIA: dict[str, Criterion] = {
     'scaled': Criterion(scaled),
     'magnitude': Criterion(magnitude),
@@ -79,6 +102,7 @@ CRITERIA: dict[str, Criterion] = {
     'xavier_uniform': _drawn(2.0, 'fan_avg', 'uniform'),
     'xavier_normal': _drawn(2.0, 'fan_avg', 'normal'),
     'snip': Criterion(snip, needs='loss'),
+    'grasp': Criterion(grasp, needs='loss'),
 }
 _GIVE = {
     'key': 'is random: pass key=jax.random.key(seed)',
@@ -95,8 +119,8 @@ def init_scores(
 ) -> dict:
     """Returns an importance score for every weight of every prunable leaf of `params`.
 
-    how: a name of CRITERIA; random ones need `key`, and `snip` needs `loss`: parameters -> scalar,
-    on a batch of training images.
+    how: a name of CRITERIA; random ones need `key`, `snip` and `grasp` need `loss`: parameters ->
+    scalar, on a batch of training images.
     Raises ValueError when nothing is prunable, when key or loss is needed and not given, or
     `params` is the whole variables dict.
     """

@@ -4,6 +4,7 @@
     hydra   scaled           yes      uniform     weights    Sehwag et al. 2020
     lwm     scaled           no       uniform     weights    least weight magnitude, the baseline
     snip    snip             no       uniform     weights    Lee et al. 2019, layer by layer
+    grasp   grasp            no       global      weights    Wang et al. 2020
     random  kaiming_uniform  no       uniform     weights    a mask that is drawn
     harp    scaled           yes      learned     weights    Zhao & Wressnegger 2023
 
@@ -39,6 +40,7 @@ METHODS: dict[str, Method] = {
     'hydra': Method('HYDRA', learned=True),
     'lwm': Method('LWM'),
     'snip': Method('SNIP', criterion='snip'),
+    'grasp': Method('GraSP', criterion='grasp', allocation='global'),
     'harp': Method('HARP', learned=True, allocation='learned'),
     'random': Method('random mask', criterion='kaiming_uniform'),
 }

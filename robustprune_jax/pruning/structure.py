@@ -38,7 +38,7 @@ def _largest(scores, allocation, budget):
             magnitudes |= {budget.head: first_of_each(magnitudes[budget.head], every)}
         return {path: top_k_mask(leaf, kept[path]) for path, leaf in magnitudes.items()}
     for path, leaf in magnitudes.items():
-        ranked = first_of_each(allocation.rank(leaf).reshape(-1, 1), 1).reshape(leaf.shape)
+        ranked = first_of_each(allocation.rank(leaf, kept).reshape(-1, 1), 1).reshape(leaf.shape)
         every = budget.per_class if path == budget.head else 0
         magnitudes[path] = first_of_each(ranked, every)
     whole = top_k_mask(jnp.concatenate([leaf.ravel() for leaf in magnitudes.values()]), kept)

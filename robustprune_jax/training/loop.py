@@ -165,7 +165,8 @@ def _averages(phase: Phase, pending, first_nan, saved: int, directory: Path) -> 
 def _phase(config, part: Part, module, variables, splits) -> Phase:
     method = part.method and configured(part.method, config.pruning)
     prunes = part.phase == 'prune'
-    chosen = choice(config, part, module, variables['scores'], splits) if prunes else None
+    image_shape = splits.train.images.shape[1:]
+    chosen = choice(config, part, module, variables['scores'], image_shape) if prunes else None
     objective = lookup(OBJECTIVES, objective_name(config, part.phase), 'objective')(config)
     section = config[part.phase].copy_and_resolve_references()
     section.epochs = math.ceil(section.epochs / objective.repeats)

@@ -56,7 +56,7 @@ def start_variables(
     if CRITERIA[method.criterion].needs == 'loss':
         loss = _batch_loss(config[part.phase].batch_size, key, variables, module, splits.train)
     variables['scores'] = init_scores(variables['params'], method.criterion, key, loss=loss)
-    chosen = choice(config, part, module, variables['scores'], splits)
+    chosen = choice(config, part, module, variables['scores'], splits.train.images.shape[1:])
     if chosen.rates:
         variables |= init_rates(variables['scores'], chosen.budget, chosen.rates)
     if part.phase == 'prune':
@@ -74,11 +74,11 @@ def start_variables(
 
 
 def choice(
-    config: ConfigDict, part: Part, module: linen.Module, scores: dict, splits: Splits
+    config: ConfigDict, part: Part, module: linen.Module, scores: dict, image_shape: tuple
 ) -> Choice:
     """Returns how a part's masks follow from its scores (or what has their paths)."""
     method, pruning = configured(part.method, config.pruning), config.pruning
-    image_shape, head, coupling = splits.train.images.shape[1:], None, None
+    head, coupling = None, None
     if pruning.per_class:
         order, prunable = kernels_in_order(module, image_shape), flatten_dict(scores)
         head = next((path for path in reversed(order) if path in prunable), None)
@@ -94,7 +94,7 @@ def choice(
 
 
 def check_masks(
-    config: ConfigDict, part: Part, module: linen.Module, shapes: dict, splits: Splits
+    config: ConfigDict, part: Part, module: linen.Module, shapes: dict, image_shape: tuple
 ) -> None:
     """Raises ValueError where a part's method cannot choose masks at its density.
 
@@ -102,7 +102,7 @@ def check_masks(
     """
     kernels = {path: x for path, x in flatten_dict(shapes['params']).items() if is_kernel(path, x)}
     variables = {**shapes, 'scores': unflatten_dict(kernels)}
-    chosen = choice(config, part, module, variables['scores'], splits)
+    chosen = choice(config, part, module, variables['scores'], image_shape)
     if chosen.rates:
         variables |= init_rates(variables['scores'], chosen.budget, chosen.rates)
     jax.eval_shape(partial(training_masks, chosen), variables)
