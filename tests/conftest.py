@@ -21,6 +21,7 @@ for name, value in {
 flags.FLAGS.mark_as_parsed()  # Grain's threads read flags
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """One worker trains the finished run, for all tests that ask for it; others go file by file."""
     for item in items:
