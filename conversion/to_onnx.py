@@ -6,30 +6,20 @@
 import argparse
 import os
 import sys
-import traceback
 from collections.abc import Sequence
-from functools import partial
 
-import flax
 import flax.linen as nn
-import jax
-import numpy as np
 from flax.traverse_util import flatten_dict
-from jax.tree_util import keystr, tree_flatten_with_path
 
-from robustprune_jax.graph.interpret import NESTED, interpret, place
 from robustprune_jax.models import create_model
-from robustprune_jax.network import logits_fn
-from robustprune_jax.pruning import is_kernel
 from robustprune_jax.runtime.files import replacing
 from robustprune_jax.training import checkpoint
 
-from .onnx_graph import Constant, Graph, Tensor, on_host
-from .onnx_rules import RULES, translate
+from .evaluate import shapes
 from .summary import line, summarise
+from .trace import trace
 
 _OPSET, _IR_VERSION = 17, 8  # of 2022, for runtimes and verifiers that are not the newest
-_LIBRARIES = tuple(os.path.dirname(library.__file__) + os.sep for library in (flax, jax))
 
 
 def export_onnx(
@@ -48,11 +38,7 @@ def export_onnx(
         import onnx
     except ImportError:
         raise ImportError('this needs the package onnx: pip install onnx') from None
-    params = flatten_dict(variables.get('params', {}))
-    if not any(is_kernel(path, leaf) for path, leaf in params.items()):
-        raise ValueError('the network has no kernels')
-    graph, shape = _trace(module, variables, image_shape)
-    height, width, channels = image_shape
+    graph = trace(module, variables, image_shape)
     name = module.name or type(module).__name__
     describe, float32 = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
     model = onnx.helper.make_model(
@@ -62,8 +48,8 @@ def export_onnx(
                 for output, node in graph.nodes.items()
             ],
             name,
-            [describe('images', float32, ['batch', channels, height, width])],
-            [describe('logits', float32, ['batch', *shape[1:]])],
+            [describe('images', float32, ['batch', *graph.image_shape])],
+            [describe('logits', float32, ['batch', *shapes(graph)['logits'][1:]])],
             [onnx.numpy_helper.from_array(a, name) for name, a in graph.initialisers.items()],
         ),
         producer_name='robustprune_jax',
@@ -74,55 +60,6 @@ def export_onnx(
     with replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
     return summarise(path, name, flatten_dict(variables['params'], sep='/'), variables)
-
-
-def _trace(module, variables, image_shape):
-    """The network's graph, and the shape of its logits."""
-    network = logits_fn(module, variables)
-    (variables,) = network.args  # masked
-    (batch,) = jax.export.symbolic_shape('batch')
-    images = jax.ShapeDtypeStruct((batch, *image_shape), np.float32)
-    try:
-        closed, out = jax.make_jaxpr(network.func, return_shape=True)(variables, images)
-    except (TypeError, jax.errors.InconclusiveDimensionOperation) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        frame = next(f for f in reversed(frames) if not f.filename.startswith(_LIBRARIES))
-        raise NotImplementedError(
-            'the module cannot be traced for any images in a batch of any size: '
-            f'{str(error).splitlines()[0]} at {frame.filename}:{frame.lineno}'
-        ) from error
-    if not (
-        isinstance(out, jax.ShapeDtypeStruct)
-        and (len(out.shape), out.shape[:1], out.dtype) == (2, (batch,), np.float32)
-    ):
-        raise ValueError(f'the network must return logits, float32 [batch, K], alone, not {out}')
-    weights = [  # without the collection's name; + 0 makes 0.0 of a pruned weight's -0.0
-        Constant(np.asarray(leaf) + 0, keystr(path[1:], simple=True, separator='/'))
-        for path, leaf in tree_flatten_with_path(variables)[0]
-    ]
-    graph = Graph()
-    outputs = interpret(
-        closed,
-        [*weights, Tensor('images', (0, 3, 1, 2))],
-        partial(_equation, graph),
-        lambda value: Constant(on_host(value)),
-    )
-    if isinstance(outputs[0], Constant):
-        raise ValueError('the network must return logits that depend on its images')
-    graph.finish(graph.ordered(outputs[0], range(2)), 'logits')
-    return graph, out.shape
-
-
-def _equation(graph, eqn, inputs, nested):
-    if (outputs := translate(graph, eqn, inputs)) is not None:
-        return outputs
-    name = eqn.primitive.name
-    # Empty inside a function of JAX.
-    layer = next(filter(None, (str(e.source_info.name_stack) for e in reversed(nested))), 'it')
-    raise NotImplementedError(
-        f'no ONNX for {"this use of " if name in RULES else ""}the primitive {name!r}, as '
-        f'{layer} uses it at {place(nested)}; there is for {", ".join(sorted([*RULES, *NESTED]))}'
-    )
 
 
 def main(argv: list[str] | None = None) -> None:

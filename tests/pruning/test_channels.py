@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from networks import Mixed, drawn
 
 from robustprune_jax.graph.coupling import coupled_units
 from robustprune_jax.models import create_model
@@ -19,38 +20,6 @@ from robustprune_jax.pruning import (
     topk_masks,
     training_masks,
 )
-
-
-class Mixed(nn.Module):
-    """What channels can be coupled by: depthwise and grouped convolutions, a stream, a gate."""
-
-    @nn.compact
-    def __call__(self, images, train=False):
-        x = nn.relu(nn.Conv(6, (3, 3), name='conv')((images - 0.5) / 0.2))
-        y = nn.Conv(12, (3, 3), feature_group_count=6, use_bias=False, name='depthwise')(x)
-        y = nn.BatchNorm(use_running_average=not train, name='norm')(y)
-        y = nn.Conv(12, (1, 1), feature_group_count=4, name='grouped')(nn.gelu(y))
-        x = jnp.concatenate([y, nn.Conv(5, (1, 1), name='branch')(x)], axis=-1)
-        x = nn.avg_pool(x, (2, 2), (2, 2))
-        gate = nn.relu(nn.Dense(3, name='gate1')(x.mean(axis=(1, 2))))
-        gate = nn.sigmoid(nn.Dense(17, name='gate2')(gate))
-        x = nn.max_pool(x * gate[:, None, None], (2, 2), (2, 2))
-        return nn.Dense(4, name='head')(x.reshape(len(x), -1))
-
-
-def drawn(module, image_shape):
-    """Variables with statistics and biases as training leaves them: none is 0 or 1."""
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), images)
-    rng = np.random.default_rng(0)
-
-    def draw(leaf):
-        if leaf.ndim == 1:
-            return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
-        spread = np.sqrt(2 / np.prod(leaf.shape[:-1]))
-        return rng.normal(0, spread, leaf.shape).astype(np.float32)
-
-    return jax.tree.map(draw, shapes)
 
 
 def test_streams_and_inner_widths_of_a_residual_network():

@@ -15,7 +15,7 @@ from robustprune_jax.runtime.sharding import check_batch_size
 def errors():
     """The error of each device program, or None."""
     run = subprocess.run(
-        [sys.executable, Path(__file__).with_name('device_programs.py')],
+        [sys.executable, Path(__file__).parents[1] / 'device_programs.py'],
         env={
             **os.environ,
             'XLA_FLAGS': '--xla_force_host_platform_device_count=8',

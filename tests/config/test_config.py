@@ -10,7 +10,7 @@ from robustprune_jax.config import default, fields, with_argument
 from robustprune_jax.rules import check
 from robustprune_jax.runtime.files import differences
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_an_argument_changes_fields_and_variants():

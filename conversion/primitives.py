@@ -1,11 +1,11 @@
-"""JAX's primitives as ONNX nodes: channels first, weights in PyTorch's layout."""
+"""JAX's primitives as nodes of a network's graph: channels first, weights in PyTorch's layout."""
 
 import math
 
 import jax
 import numpy as np
 
-from .onnx_graph import Constant, Graph, Tensor, on_host
+from .graph import Constant, Graph, Tensor, on_host
 
 
 def translate(graph: Graph, eqn, inputs: list[Tensor | Constant]) -> list | None:

@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 from robustprune_jax.runtime.files import read_jsonl
 from robustprune_jax.training import checkpoint
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope='module')

@@ -1,4 +1,4 @@
-"""An ONNX graph while it grows, without onnx, and what its values are to a JAX program."""
+"""A network as a graph of ONNX's operations, without onnx; what its values are to a JAX program."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -41,13 +41,19 @@ def on_host(array) -> np.ndarray | jax.Array:
 
 @dataclass
 class Graph:
-    """nodes: output's name -> node, in the order of computation; initialisers: name -> array."""
+    """From `images`, [batch, *image_shape], channels first, to `logits`.
 
+    nodes: output's name -> node, in the order of computation; initialisers: name -> array.
+    """
+
+    image_shape: tuple[int, int, int]
     nodes: dict[str, Node] = field(default_factory=dict)
     initialisers: dict[str, np.ndarray] = field(default_factory=dict)
 
     def add(self, op: str, inputs: Iterable[str], **attributes) -> str:
-        name = f'{op}.{len(self.nodes)}'
+        return self.put(f'{op}.{len(self.nodes)}', op, inputs, **attributes)
+
+    def put(self, name: str, op: str, inputs: Iterable[str], **attributes) -> str:
         self.nodes[name] = Node(op, tuple(inputs), attributes)
         return name
 
@@ -78,6 +84,10 @@ class Graph:
         """The number that the initialiser `name` holds; None where it is none, or not one."""
         array = self.initialisers.get(name, np.empty(0))
         return array.item() if array.size == 1 else None
+
+    def layers(self) -> list[Node]:
+        """The convolutions and dense layers, in order."""
+        return [node for node in self.nodes.values() if node.op in ('Conv', 'Gemm')]
 
     def finish(self, output: str, name: str) -> None:
         """Renames the output, and drops what it does not need: the rules leave such nodes."""

@@ -1,0 +1,72 @@
+"""A network's C file, compiled here and called from Python."""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from robustprune_jax.runtime.files import replacing
+
+from .c_source import c_source
+from .graph import Graph
+
+FLAGS = ('-std=c99', '-O3', '-march=native', '-shared', '-fPIC')
+CACHE = Path.home() / '.cache' / 'robustprune_jax' / 'c'
+
+
+def compiled(graph: Graph) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the graph's C file as a function: float32 images [B, C, H, W] in [0, 1] -> logits.
+
+    The machine's compiler ($CC, else cc) makes a library in ~/.cache/robustprune_jax/c, once for
+    the same file. Raises FileNotFoundError where there is no compiler, and NotImplementedError as
+    `c_source` does. Images of another shape are a ValueError.
+    """
+    source = c_source(graph)
+    library = ctypes.CDLL(str(_library(source)))
+    function = library.net_logits
+    pointer = np.ctypeslib.ndpointer(np.float32, flags='C_CONTIGUOUS')
+    function.argtypes, function.restype = (pointer, ctypes.c_int, pointer, pointer), None
+    sizes = {
+        line.split()[1]: int(line.split()[2])
+        for line in source.splitlines()
+        if '#define NET_' in line
+    }
+    shape = tuple(sizes[f'NET_{side}'] for side in ('CHANNELS', 'HEIGHT', 'WIDTH'))
+
+    def logits(images: np.ndarray) -> np.ndarray:
+        images = np.ascontiguousarray(images, np.float32)
+        if images.shape[1:] != shape:
+            raise ValueError(f'images are {images.shape}: expected [batch, {shape}]')
+        found = np.empty((len(images), sizes['NET_CLASSES']), np.float32)
+        function(images, len(images), found, np.empty(sizes['NET_WORKSPACE'], np.float32))
+        return found
+
+    return logits
+
+
+def _library(source: str) -> Path:
+    compiler = shutil.which(os.environ.get('CC', 'cc'))
+    if compiler is None:
+        raise FileNotFoundError('no C compiler: install gcc or clang, or name one in $CC')
+    version = subprocess.run([compiler, '--version'], capture_output=True, text=True).stdout
+    key = hashlib.sha256('\n'.join([version, *FLAGS, source]).encode()).hexdigest()[:32]
+    library = CACHE / f'{key}.so'
+    if not library.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        file = CACHE / f'{key}.c'
+        with replacing(file) as temporary:
+            temporary.write_text(source)
+        with replacing(library) as temporary:
+            made = subprocess.run(
+                [compiler, *FLAGS, '-o', str(temporary), str(file), '-lm'],
+                capture_output=True,
+                text=True,
+            )
+            if made.returncode:
+                raise RuntimeError(f'{compiler} does not compile {file}: {made.stderr[-2000:]}')
+    return library
