@@ -1,10 +1,10 @@
 """A network's graph as one C file that multiplies with the weights that are not 0, and no others.
 
 A convolution runs over each map as one row: an output at p is the sum of weight * input[at + p],
-over the nonzero weights, whatever row p is in, with the sums in registers. What this computes between
-rows is never read. Maps lie padded in the workspace, so nothing is copied for it; of strides the
-input is parted into planes of equal phase first. All that is done entry by entry is done where the
-layer before it writes its outputs.
+over the nonzero weights, whatever row p is in, with the sums in registers. What this computes
+between rows is never read. Maps lie padded in the workspace, so nothing is copied for it; of
+strides the input is parted into planes of equal phase first. All that is done entry by entry is
+done where the layer before it writes its outputs.
 """
 
 import math

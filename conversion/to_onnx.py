@@ -16,6 +16,7 @@ from robustprune_jax.runtime.files import replacing
 from robustprune_jax.training import checkpoint
 
 from .evaluate import shapes
+from .graph import Graph
 from .summary import line, summarise
 from .trace import trace
 
@@ -34,12 +35,17 @@ def export_onnx(
     something that is not translated, ValueError where it returns something else than logits or has
     no kernels, and ImportError where onnx is not installed.
     """
+    name = module.name or type(module).__name__
+    write_onnx(trace(module, variables, image_shape), path, name)
+    return summarise(path, name, flatten_dict(variables['params'], sep='/'), variables)
+
+
+def write_onnx(graph: Graph, path: str | os.PathLike, name: str = 'network') -> None:
+    """Writes a graph to `path`. Raises ImportError where onnx is not installed."""
     try:
         import onnx
     except ImportError:
         raise ImportError('this needs the package onnx: pip install onnx') from None
-    graph = trace(module, variables, image_shape)
-    name = module.name or type(module).__name__
     describe, float32 = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
     model = onnx.helper.make_model(
         onnx.helper.make_graph(
@@ -59,7 +65,6 @@ def export_onnx(
     onnx.checker.check_model(model, full_check=True)
     with replacing(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
-    return summarise(path, name, flatten_dict(variables['params'], sep='/'), variables)
 
 
 def main(argv: list[str] | None = None) -> None:

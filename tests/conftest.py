@@ -21,12 +21,12 @@ for name, value in {
 flags.FLAGS.mark_as_parsed()  # Grain's threads read flags
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+# Files that take longest, so that no worker is left alone with one at the end.
+SLOW = ('test_multiprocess.py', 'test_end_to_end.py', 'test_bounds.py', 'test_steps.py')
+
+
 def pytest_collection_modifyitems(items):
-    """One worker trains the finished run, for all tests that ask for it; others go file by file."""
-    for item in items:
-        group = 'finished' if 'finished' in item.fixturenames else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: (*SLOW, item.path.name).index(item.path.name))
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.tree_util import Partial
 
@@ -78,7 +77,8 @@ def _flow(kernels, loss):
     slope = gradient(kernels)
 
     def along_slope(kernels):
-        return optax.tree.vdot(gradient(kernels), slope)
+        found = gradient(kernels)
+        return sum(jnp.vdot(found[path], slope[path]) for path in kernels)
 
     bent = jax.grad(along_slope)(kernels)
     flow = {path: kernel * bent[path] for path, kernel in kernels.items()}

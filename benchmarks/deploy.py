@@ -1,0 +1,130 @@
+"""A pruned network dense in onnxruntime, compacted in onnxruntime, and as C: one core, batch 1.
+
+python benchmarks/deploy.py --arch=wrn_28_4 --densities=0.1,0.05,0.01
+python benchmarks/deploy.py --checkpoint=runs/digits/density_0.1/hydra/finetune
+
+Architectures have random weights, and masks of the same fraction of every layer at random. Each
+round times all, one after the other; printed are medians in ms and how many times as fast as
+onnxruntime's dense network they are.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnxruntime
+
+from conversion.c_source import c_source
+from conversion.compiled import compiled
+from conversion.passes import compact, fold
+from conversion.to_onnx import write_onnx
+from conversion.trace import trace
+from robustprune_jax.models import create_model
+from robustprune_jax.network import logits_fn
+from robustprune_jax.pruning import init_scores, topk_masks
+from robustprune_jax.training import checkpoint
+
+ROUNDS = 15
+
+
+def random_network(arch, density, image_shape):
+    """Variables as training leaves them, with a mask at random."""
+    module = create_model(arch)
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        if leaf.ndim == 1:
+            return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+        spread = np.sqrt(2 / np.prod(leaf.shape[:-1]) / density)
+        return rng.normal(0, spread, leaf.shape).astype(np.float32)
+
+    variables = jax.tree.map(draw, jax.eval_shape(module.init, jax.random.key(0), images))
+    scores = init_scores(variables['params'], 'kaiming_normal', jax.random.key(0))
+    variables['masks'] = topk_masks(scores, density)
+    return module, variables, image_shape
+
+
+def session(graph, path):
+    write_onnx(graph, path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    found = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    return lambda images: found.run(['logits'], {'images': images})[0]
+
+
+def multiply_adds(graph):
+    """Of the weights that are not 0."""
+    from conversion.evaluate import shapes
+
+    sizes, total = shapes(graph), 0
+    for name, node in graph.nodes.items():
+        if node.op in ('Conv', 'Gemm'):
+            places = int(np.prod(sizes[name][2:]))
+            total += places * np.count_nonzero(graph.initialisers[node.inputs[1]])
+    return total
+
+
+def compare(label, module, variables, image_shape):
+    dense = fold(trace(module, variables, image_shape))
+    smaller = compact(dense)
+    images = np.random.default_rng(0).random((1, *image_shape), np.float32)
+    expected = np.asarray(logits_fn(module, variables)(images))
+    images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {
+            'dense': session(dense, Path(folder) / 'dense.onnx'),
+            'compact': session(smaller, Path(folder) / 'compact.onnx'),
+            'C': compiled(smaller),
+        }
+        sizes = [os.path.getsize(Path(folder) / f'{name}.onnx') for name in ('dense', 'compact')]
+    sizes.append(len(c_source(smaller)))
+    times = {name: [] for name in runs}
+    for name, run in runs.items():
+        error = np.abs(run(images) - expected).max() / np.abs(expected).max()
+        assert error < 1e-4, f'{label}: {name} is off by {error:.1e}'
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            best = float('inf')
+            for _ in range(5):
+                started = time.perf_counter()
+                run(images)
+                best = min(best, time.perf_counter() - started)
+            times[name].append(1e3 * best)
+    middle = {name: statistics.median(found) for name, found in times.items()}
+    row = ''.join(
+        f'{size / 1e6:9.3f}{milliseconds:10.3f}{middle["dense"] / milliseconds:7.1f}'
+        for size, milliseconds in zip(sizes, middle.values(), strict=True)
+    )
+    print(f'{label:22}{multiply_adds(smaller) / 1e6:9.2f}{row}', flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--arch', default='mnist_model')
+    parser.add_argument('--image', default='32,32,3', help='H,W,C')
+    parser.add_argument('--densities', default='0.1,0.05,0.01')
+    parser.add_argument('--checkpoint', help='the folder of a phase, in place of an architecture')
+    args = parser.parse_args()
+    heads = ''.join(
+        f'{f"{name} MB":>9}{"ms":>10}{"times":>7}' for name in ('dense', 'compact', 'C')
+    )
+    print(f'{"":22}{"M mult.":>9}{heads}')
+    if args.checkpoint:
+        variables, meta = checkpoint.load(args.checkpoint)
+        module = create_model(meta['arch'], meta['num_classes'])
+        compare(f'{meta["method"]} {meta["density"]}', module, variables, meta['image_shape'])
+        return
+    for density in map(float, args.densities.split(',')):
+        shape = tuple(map(int, args.image.split(',')))
+        compare(f'{args.arch} {density:g}', *random_network(args.arch, density, shape))
+
+
+if __name__ == '__main__':
+    main()
