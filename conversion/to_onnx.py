@@ -17,6 +17,7 @@ from robustprune_jax.training import checkpoint
 
 from .evaluate import shapes
 from .graph import Graph
+from .passes import compact, fold
 from .summary import line, summarise
 from .trace import trace
 
@@ -24,19 +25,25 @@ _OPSET, _IR_VERSION = 17, 8  # of 2022, for runtimes and verifiers that are not 
 
 
 def export_onnx(
-    variables: dict, module: nn.Module, image_shape: Sequence[int], path: str | os.PathLike
+    variables: dict,
+    module: nn.Module,
+    image_shape: Sequence[int],
+    path: str | os.PathLike,
+    smaller: bool = False,
 ) -> dict:
     """Writes the dense network to `path` and returns a summary, see conversion.summary.
 
     Its input `images` is float32 [batch, C, H, W] in [0, 1], its output `logits` [batch, K], for
     any batch. Weights are initialisers under their Flax paths, in PyTorch's layout, pruned ones
-    exact zeros. image_shape: (H, W, C); the module is called with train=False.
+    exact zeros. image_shape: (H, W, C); the module is called with train=False. smaller: without
+    what has no effect, see conversion.passes.compact, and with BatchNorm in the kernels.
     Raises NotImplementedError, naming the primitive, the layer and the line, where the module does
     something that is not translated, ValueError where it returns something else than logits or has
     no kernels, and ImportError where onnx is not installed.
     """
     name = module.name or type(module).__name__
-    write_onnx(trace(module, variables, image_shape), path, name)
+    graph = trace(module, variables, image_shape)
+    write_onnx(compact(fold(graph)) if smaller else graph, path, name)
     return summarise(path, name, flatten_dict(variables['params'], sep='/'), variables)
 
 
@@ -72,12 +79,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--checkpoint', required=True, help='the folder of a phase')
     parser.add_argument('--which', default='latest', help="'latest' (default), 'best' or a step")
     parser.add_argument('--out', required=True, help='FILE.onnx')
+    parser.add_argument(
+        '--compact', action='store_true', help='leave out what has no effect on the logits'
+    )
     args = parser.parse_args(argv)
     try:
         which = int(args.which) if args.which.isdigit() else args.which
         variables, meta = checkpoint.load(args.checkpoint, which)
         module = create_model(meta['arch'], meta['num_classes'])
-        summary = export_onnx(variables, module, meta['image_shape'], args.out)
+        summary = export_onnx(variables, module, meta['image_shape'], args.out, args.compact)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f'to_onnx: {error}')
     height, width, channels = meta['image_shape']

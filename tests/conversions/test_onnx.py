@@ -226,5 +226,16 @@ def test_to_onnx_writes_a_checkpoint_and_says_what(tmp_path, capsys):
     assert 'mnist_model, 8 tensors, 166,406 parameters, density 0.1 (16,626 of 166,248' in printed
     assert f'{out.stat().st_size:,} bytes, images [batch, 1, 28, 28]' in printed
     assert sorted(os.listdir(tmp_path)) == ['a.onnx', 'run']
+    smaller = tmp_path / 'b.onnx'
+    to_onnx.main(['--checkpoint', f'{tmp_path / "run"}', '--out', f'{smaller}', '--compact'])
+    assert smaller.stat().st_size < out.stat().st_size
+    images = np.random.default_rng(0).random((2, 1, 28, 28), np.float32)
+    one, other = (
+        onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider']).run(
+            ['logits'], {'images': images}
+        )[0]
+        for path in (out, smaller)
+    )
+    np.testing.assert_allclose(other, one, rtol=0, atol=1e-5 * np.abs(one).max())
     with pytest.raises(SystemExit, match='to_onnx: no checkpoint in'):
         to_onnx.main(['--checkpoint', f'{tmp_path / "none"}', '--out', f'{out}'])

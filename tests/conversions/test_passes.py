@@ -1,5 +1,7 @@
 """Smaller graphs of the same logits, and the C code of them."""
 
+import subprocess
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from networks import drawn
 
+from conversion import to_c
 from conversion.compiled import compiled
 from conversion.evaluate import evaluate, shapes
 from conversion.graph import Graph
@@ -16,6 +19,7 @@ from conversion.trace import trace
 from robustprune_jax.models import create_model
 from robustprune_jax.network import logits_fn
 from robustprune_jax.pruning import init_scores, topk_masks
+from robustprune_jax.training import checkpoint
 
 
 def in_float64(graph: Graph) -> Graph:
@@ -211,3 +215,32 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch):
     monkeypatch.setenv('CC', 'no-such-compiler')
     with pytest.raises(FileNotFoundError, match='no C compiler: install gcc or clang'):
         compiled(two())
+
+
+def test_to_c_writes_a_program_that_prints_the_logits(tmp_path, capsys):
+    module, variables = create_model('mnist_model'), drawn(create_model('mnist_model'), (28, 28, 1))
+    variables['masks'] = topk_masks(init_scores(variables['params']), 0.1)
+    meta = {'arch': 'mnist_model', 'num_classes': 10, 'image_shape': [28, 28, 1]}
+    meta |= {'phase': 'finetune', 'density': 0.1}
+    checkpoint.save_network(tmp_path / 'run', variables, meta)
+    out = tmp_path / 'mine.c'
+    arguments = ['--checkpoint', f'{tmp_path / "run"}', '--out', f'{out}', '--name', 'mine']
+    to_c.main([*arguments, '--main'])
+    assert f'{out}: mnist_model, ' in capsys.readouterr().out
+    strict = ['-std=c99', '-Wall', '-Wextra', '-pedantic', '-Werror', '-O1']
+    sanitized = ['-fsanitize=address,undefined', '-fno-sanitize-recover']
+    program = tmp_path / 'mine'
+    command = ['cc', *strict, *sanitized, f'{out}', '-o', f'{program}', '-lm']
+    subprocess.run(command, check=True)
+    images = np.random.default_rng(0).random((3, 28, 28, 1), np.float32)
+    printed = subprocess.run(
+        [program], input=images.transpose(0, 3, 1, 2).tobytes(), check=True, capture_output=True
+    ).stdout
+    found = np.array([line.split() for line in printed.decode().splitlines()], np.float32)
+    assert_near(found, np.asarray(logits_fn(module, variables)(images)), 1e-5)
+    timed = subprocess.run([program, '2'], check=True, capture_output=True, text=True).stdout
+    assert timed.endswith(' ms\n')
+    with pytest.raises(SystemExit, match="to_c: --name is 'my net': expected letters"):
+        to_c.main([*arguments[:-1], 'my net'])
+    with pytest.raises(SystemExit, match='to_c: no checkpoint in'):
+        to_c.main(['--checkpoint', f'{tmp_path / "none"}', '--out', f'{out}'])
