@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import onnxruntime
 
-from conversion.c_source import c_source
+from conversion.c import c_source
 from conversion.compiled import compiled
 from conversion.passes import compact, fold
 from conversion.to_onnx import write_onnx

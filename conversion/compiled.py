@@ -12,7 +12,7 @@ import numpy as np
 
 from robustprune_jax.runtime.files import replacing
 
-from .c_source import c_source
+from .c import c_source
 from .graph import Graph
 
 FLAGS = ('-std=c99', '-O3', '-march=native', '-shared', '-fPIC')

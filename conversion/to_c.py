@@ -11,7 +11,7 @@ from robustprune_jax.models import create_model
 from robustprune_jax.runtime.files import write_atomically
 from robustprune_jax.training import checkpoint
 
-from .c_source import c_source, main_program
+from .c import c_source, main_program
 from .passes import compact, fold
 from .trace import trace
 

@@ -8,40 +8,15 @@ done where the layer before it writes its outputs.
 """
 
 import math
-from collections import Counter
-from typing import NamedTuple
 
 import numpy as np
 
-from .evaluate import shapes
-from .graph import Graph
+from conversion.graph import Graph
+
+from .formulas import FORMULAS, HELPERS
+from .plan import LAYERS, Map, Plan
 
 LANES, _MOST = 8, 12  # floats of a vector; vectors of sums, of 16 registers
-_INLINE = {
-    'Abs': 'fabsf({0})',
-    'Add': '({0} + {1})',
-    'Div': '({0} / {1})',
-    'Erf': 'erff({0})',
-    'Exp': 'expf({0})',
-    'LeakyRelu': 'leaky({0}, {alpha})',
-    'Log': 'logf({0})',
-    'Max': 'fmaxf({0}, {1})',
-    'Min': 'fminf({0}, {1})',
-    'Mul': '({0} * {1})',
-    'Neg': '(-{0})',
-    'Pow': 'powf({0}, {1})',
-    'Reciprocal': '(1 / {0})',
-    'Relu': 'positive({0})',
-    'Sigmoid': '(1 / (1 + expf(-{0})))',
-    'Sqrt': 'sqrtf({0})',
-    'Sub': '({0} - {1})',
-    'Tanh': 'tanhf({0})',
-}
-_HELPERS = {
-    'LeakyRelu': 'static float leaky(float x, float alpha) { return x > 0 ? x : alpha * x; }',
-    'Relu': 'static float positive(float x) { return x > 0 ? x : 0; }',
-}
-_LAYERS = ('Conv', 'Gemm')
 _PROLOGUE = """\
 #include <math.h>
 #include <string.h>
@@ -68,36 +43,6 @@ static void NAME(const float *x, const int *at, const float *w, int n, float *ou
   } \\
 }
 """
-
-
-class Map(NamedTuple):
-    """How a value lies in the workspace: channels of (height + borders) rows."""
-
-    channels: int
-    height: int = 1
-    width: int = 1
-    top: int = 0
-    left: int = 0
-    bottom: int = 0
-    right: int = 0
-
-    @property
-    def row(self) -> int:
-        return self.left + self.width + self.right
-
-    @property
-    def plane(self) -> int:
-        return (self.top + self.height + self.bottom) * self.row
-
-    def at(self, c: str | int, y: str | int, x: str | int) -> str:
-        return f'{c} * {self.plane} + ({y} + {self.top}) * {self.row} + {x} + {self.left}'
-
-
-class Buffer(NamedTuple):
-    """A piece of the workspace, in floats."""
-
-    offset: int
-    size: int
 
 
 def c_source(graph: Graph, name: str = 'net') -> str:
@@ -148,126 +93,22 @@ int main(int count, char **arguments) {{
 
 class _Writer:
     def __init__(self, graph: Graph, name: str):
-        self.graph, self.name, self.shapes = graph, name, shapes(graph)
-        self.uses = Counter(x for node in graph.nodes.values() for x in node.inputs)
-        self.order = {value: i for i, value in enumerate(graph.nodes)}
-        self.inlined = {value for value in graph.nodes if self._is_inlined(value)}
-        self._one_layer_each()
-        self.roots = [value for value in graph.nodes if value not in self.inlined]
-        if any(
-            self._layer(value) and self._strides(value) == (1, 1) and 'images' in node.inputs
-            for value, node in graph.nodes.items()
-        ):
-            self.roots.insert(0, 'images')
-        self.maps = {value: self._map(value) for value in ('images', *graph.nodes)}
+        self.graph, self.name = graph, name
+        self.slack = (_MOST + 1) * LANES  # runs read beyond the end
+        self.plan = Plan(graph, self.slack)
+        self.maps = self.plan.maps
         self.data: list[str] = []
         self.body: list[str] = []
         self.lengths: set[int] = set()
         self.scratch, self.phases = 0, 0
 
-    # ---- what is computed where ----
-
-    def _is_inlined(self, value):
-        """Entry by entry, or a layer, and read only by an operation entry by entry."""
-        node = self.graph.nodes[value]
-        if self.uses[value] != 1 or not (node.op in _INLINE or node.op in _LAYERS):
-            return False
-        reader = next(n for n in self.graph.nodes.values() if value in n.inputs)
-        return reader.op in _INLINE
-
-    def _one_layer_each(self):
-        """Of several layers in one expression all but the last are computed before it."""
-        for value in self.graph.nodes:
-            if value not in self.inlined:
-                layers = [x for x in self._leaves(value) if self._layer(x) and x in self.inlined]
-                for earlier in sorted(layers, key=self.order.get)[:-1]:
-                    self.inlined.discard(earlier)
-
-    def _leaves(self, value):
-        """The values that an expression reads, and the layer inside it."""
-        node = self.graph.nodes.get(value)
-        if node is None or node.op not in _INLINE:
-            return [value]
-        found = []
-        for x in node.inputs:
-            if x in self.inlined:
-                found += self._leaves(x) if self.graph.nodes[x].op in _INLINE else [x]
-            elif x not in self.graph.initialisers:
-                found.append(x)
-        return found
-
-    def _layer(self, value):
-        node = self.graph.nodes.get(value)
-        return node is not None and node.op in _LAYERS
-
-    def _strides(self, value):
-        return tuple(self.graph.nodes[value].attributes.get('strides', (1, 1)))
-
-    def _map(self, value):
-        shape = self.shapes[value]
-        if len(shape) not in (2, 4):
-            raise NotImplementedError(f'no C for a value of shape {shape}')
-        readers = [
-            node.attributes
-            for node in self.graph.nodes.values()
-            if node.op == 'Conv'
-            and node.inputs[0] == value
-            and max(node.attributes['strides']) == 1
-        ]
-        pads = (
-            np.max([reader['pads'] for reader in readers], axis=0, initial=0)
-            if readers
-            else [0] * 4
-        )
-        return Map(*shape[1:], *map(int, pads)) if len(shape) == 4 else Map(shape[1])
-
-    def _read(self, root):
-        """The values in memory that a root needs."""
-        if root == 'images':
-            return []
-        found = []
-        for x in self._leaves(root) if self.graph.nodes[root].op in _INLINE else [root]:
-            if x == root or x in self.inlined:
-                inputs = self.graph.nodes[x].inputs
-                found += [y for y in inputs if y not in self.graph.initialisers]
-            else:
-                found.append(x)
-        return found
-
-    # ---- memory ----
-
-    def _buffers(self):
-        """Where each root lies: the first place that is free while it is needed."""
-        last = {root: i for i, root in enumerate(self.roots)}
-        for i, root in enumerate(self.roots):
-            for x in self._read(root):
-                last[x] = i
-        buffers: dict[str, Buffer] = {}
-        for i, root in enumerate(self.roots):
-            if root == 'logits':
-                continue
-            shape = self.maps[root]
-            size = shape.channels * shape.plane + (_MOST + 1) * LANES  # runs read beyond the end
-            live = sorted(buffer for other, buffer in buffers.items() if last[other] >= i)
-            offset = 0
-            for buffer in live:
-                if offset + size <= buffer.offset:
-                    break
-                offset = max(offset, buffer.offset + buffer.size)
-            buffers[root] = Buffer(offset, -(-size // 16) * 16)
-        return buffers
-
-    # ---- text ----
-
     def source(self) -> str:
-        self.buffers = self._buffers()
-        arena = max((b.offset + b.size for b in self.buffers.values()), default=0)
-        self.arena = arena
-        for root in self.roots:
+        for root in self.plan.roots:
             self._emit(root)
         channels, height, width = self.graph.image_shape
         upper = self.name.upper()
-        classes = self.shapes['logits'][1]
+        classes = self.maps['logits'].channels
+        arena = self.plan.arena
         workspace = arena + self.phases + self.scratch
         body = (
             '\n'.join(self.body)
@@ -276,7 +117,7 @@ class _Writer:
         )
         runs = '\n'.join(f'RUN(run{r}, {r})' for r in sorted(self.lengths))
         ops = {node.op for node in self.graph.nodes.values()}
-        helpers = '\n'.join(text for op, text in _HELPERS.items() if op in ops)
+        helpers = '\n'.join(text for op, text in HELPERS.items() if op in ops)
         return f"""\
 /* A pruned network, by robustprune_jax. Images are float32 [batch, {channels}, {height}, {width}]
    in [0, 1], logits [batch, {classes}]; the workspace may hold anything. Compile with -O3
@@ -317,15 +158,14 @@ void {self.name}_logits(const float *images, int batch, float *logits, float *wo
     def _pointer(self, value):
         if value == 'logits':
             return 'logits'
-        if value in self.buffers:
-            return f'(workspace + {self.buffers[value].offset})'
+        if value in self.plan.buffers:
+            return f'(workspace + {self.plan.buffers[value].offset})'
         assert value == 'images', value
         return 'images'
 
-    def _entry(self, value):
-        """A value's entry at c, y, x."""
-        shape = self.maps[value] if value in self.buffers else Map(*self.shapes[value][1:])
-        return f'{self._pointer(value)}[{shape.at("c", "y", "x")}]'
+    def _entry(self, value, c='c', y='y', x='x'):
+        """A value's entry there."""
+        return f'{self._pointer(value)}[{self.maps[value].at(c, y, x)}]'
 
     def _expression(self, value, layer):
         """C for the entry of a value at c, y, x; `layer`: the one whose sum is `sum`."""
@@ -339,14 +179,14 @@ void {self.name}_logits(const float *images, int batch, float *logits, float *wo
                 raise NotImplementedError(f'no C for {value}, which differs over a map')
             return f'{self._array("float", array)}[c]'
         node = self.graph.nodes.get(value)
-        if node is None or value not in self.inlined:
+        if node is None or value not in self.plan.inlined:
             return self._entry(value)
         return self._formula(node, layer)
 
     def _formula(self, node, layer):
         parts = [self._expression(x, layer) for x in node.inputs]
         alpha = _literal(node.attributes['alpha']) if 'alpha' in node.attributes else ''
-        return _INLINE[node.op].format(*parts, alpha=alpha)
+        return FORMULAS[node.op].format(*parts, alpha=alpha)
 
     def _emit(self, root):
         shape = self.maps[root]
@@ -357,27 +197,24 @@ void {self.name}_logits(const float *images, int batch, float *logits, float *wo
             self._loop(root, f'images[{source.at("c", "y", "x")}]')
             return
         node = self.graph.nodes[root]
-        leaves = self._leaves(root) if node.op in _INLINE else [root]
+        leaves = self.plan.leaves(root) if node.op in FORMULAS else [root]
         layer = next(
-            (x for x in leaves if self._layer(x) and (x == root or x in self.inlined)), None
+            (x for x in leaves if self.plan.is_layer(x) and (x == root or x in self.plan.inlined)),
+            None,
         )
         if layer:
             text = 'sum' if layer == root else self._formula(node, layer)
             emit = self._convolution if self.graph.nodes[layer].op == 'Conv' else self._dense
             emit(root, layer, text)
-        elif node.op in _INLINE:
+        elif node.op in FORMULAS:
             self._loop(root, self._formula(node, None))
         elif node.op in _OTHERS:
             _OTHERS[node.op](self, root, node)
         else:
             raise NotImplementedError(
                 f'no C for the operation {node.op!r}; there is for '
-                f'{", ".join(sorted([*_INLINE, *_LAYERS, *_OTHERS]))}'
+                f'{", ".join(sorted([*FORMULAS, *LAYERS, *_OTHERS]))}'
             )
-
-    def _target(self, root, c='c', y='y', x='x'):
-        shape = self.maps[root] if root in self.buffers else Map(*self.shapes[root][1:])
-        return f'{self._pointer(root)}[{shape.at(c, y, x)}]'
 
     def _frame(self, root, shape):
         """Zeros around each channel, which the buffer's last value has written over."""
@@ -400,7 +237,7 @@ void {self.name}_logits(const float *images, int batch, float *logits, float *wo
             f'  for (int c = 0; c < {shape.channels}; c++)\n'
             f'    for (int y = 0; y < {shape.height}; y++)\n'
             f'      for (int x = 0; x < {shape.width}; x++)\n'
-            f'        {self._target(root)} = {text};'
+            f'        {self._entry(root)} = {text};'
         )
 
     def _convolution(self, root, layer, text):
@@ -449,20 +286,20 @@ void {self.name}_logits(const float *images, int batch, float *logits, float *wo
             f'    for (int y = 0; y < {shape.height}; y++)\n'
             f'      for (int x = 0; x < {shape.width}; x++) {{\n'
             f'        float sum = sums[y * {row} + x]{offset};\n'
-            f'        {self._target(root)} = {text};\n'
+            f'        {self._entry(root)} = {text};\n'
             f'      }}\n  }}'
         )
 
     def _parted(self, source, node, shape):
         """The padded input as planes of equal phase, each with the rows that the taps reach."""
-        inputs = self.maps[source] if source in self.buffers else Map(*self.shapes[source][1:])
+        inputs = self.maps[source]
         (sy, sx), (dy, dx) = node.attributes['strides'], node.attributes['dilations']
         top, left = node.attributes['pads'][:2]
         taps = self.graph.initialisers[node.inputs[1]].shape[2:]
         height = shape.height + (taps[0] - 1) * dy // sy + 1
         row = shape.width + (taps[1] - 1) * dx // sx + 1
         plane, planes = height * row, sy * sx
-        self.phases = max(self.phases, inputs.channels * planes * plane + (_MOST + 1) * LANES)
+        self.phases = max(self.phases, inputs.channels * planes * plane + self.slack)
         self.body.append(
             f'  for (int c = 0; c < {inputs.channels}; c++)\n'
             f'    for (int i = 0; i < {sy}; i++)\n'
@@ -492,18 +329,17 @@ void {self.name}_logits(const float *images, int batch, float *logits, float *wo
             f'    float sum = {start};\n'
             f'    for (int k = {first}[c]; k < {first}[c + 1]; k++)\n'
             f'      sum += {weights}[k] * {self._pointer(node.inputs[0])}[{at}[k]];\n'
-            f'    {self._target(root)} = {text};\n  }}'
+            f'    {self._entry(root)} = {text};\n  }}'
         )
 
     def _pool(self, root, node):
         shape, source = self.maps[root], node.inputs[0]
-        inputs = self.maps[source] if source in self.buffers else Map(*self.shapes[source][1:])
+        inputs = self.maps[source]
         (ky, kx), (sy, sx) = node.attributes['kernel_shape'], node.attributes['strides']
         top, left = node.attributes['pads'][:2]
         largest = node.op == 'MaxPool'
         start, step = ('-INFINITY', 'm = fmaxf(m, v)') if largest else ('0', 'm += v')
         result = 'm' if largest else f'm * {_literal(1 / (ky * kx))}'
-        entry = f'{self._pointer(source)}[{inputs.at("c", "b", "a")}]'
         self.body.append(
             f'  for (int c = 0; c < {shape.channels}; c++)\n'
             f'    for (int y = 0; y < {shape.height}; y++)\n'
@@ -513,8 +349,9 @@ void {self.name}_logits(const float *images, int batch, float *logits, float *wo
             f'          for (int a = x * {sx} - {left}; a < x * {sx} - {left} + {kx}; a++) {{\n'
             f'            int inside = b >= 0 && b < {inputs.height} && a >= 0 && '
             f'a < {inputs.width};\n            if (!inside) continue;\n'
-            f'            float v = {entry};\n            {step};\n          }}\n'
-            f'        {self._target(root)} = {result};\n      }}'
+            f'            float v = {self._entry(source, y="b", x="a")};\n'
+            f'            {step};\n          }}\n'
+            f'        {self._entry(root)} = {result};\n      }}'
         )
 
     def _reduce(self, root, node):
@@ -531,12 +368,12 @@ void {self.name}_logits(const float *images, int batch, float *logits, float *wo
             f'    for (int y = 0; y < {inputs.height}; y++)\n'
             f'      for (int x = 0; x < {inputs.width}; x++) {{\n'
             f'        float v = {self._entry(source)};\n        {step};\n      }}\n'
-            f'    {self._target(root, y="0", x="0")} = {result};\n  }}'
+            f'    {self._entry(root, y="0", x="0")} = {result};\n  }}'
         )
 
     def _flatten(self, root, node):
         source = node.inputs[0]
-        inputs = self.maps[source] if source in self.buffers else Map(*self.shapes[source][1:])
+        inputs = self.maps[source]
         area = inputs.height * inputs.width
         self.body.append(
             f'  for (int c = 0; c < {inputs.channels}; c++)\n'
@@ -556,7 +393,7 @@ void {self.name}_logits(const float *images, int batch, float *logits, float *wo
                 f'  for (int c = 0; c < {inputs.channels}; c++)\n'
                 f'    for (int y = 0; y < {inputs.height}; y++)\n'
                 f'      for (int x = 0; x < {inputs.width}; x++)\n'
-                f'        {self._target(root, c=f"(c + {start})")} = {self._entry(source)};'
+                f'        {self._entry(root, c=f"(c + {start})")} = {self._entry(source)};'
             )
             start += inputs.channels
 
