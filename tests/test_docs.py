@@ -5,12 +5,15 @@ import re
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 
+from robustprune_jax import zoo
 from robustprune_jax.attacks import NORMS
 from robustprune_jax.bounds.rules import RULES
 from robustprune_jax.data import SOURCES
 from robustprune_jax.models import MODELS
+from robustprune_jax.network import logits_fn
 from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.pruning import CRITERIA, METHODS
 from robustprune_jax.report import __main__ as command
@@ -53,6 +56,17 @@ def test_snippets_run(capsys):
     assert (stand, proved) == pytest.approx((0.86, 0.81), abs=0.005)  # as the comments say
     for code in (own, *snippets('docs/certificates.md'), *snippets('README.md')):
         exec(code, dict(names))
+
+
+def test_the_shipped_network_is_the_evaluated_one():
+    names = {'image_shape': (28, 28, 1)}
+    names['module'], names['variables'] = zoo.load('fashion_trades_0.01')
+    images = np.random.default_rng(0).random((2, 28, 28, 1), np.float32)
+    names['images'] = images.transpose(0, 3, 1, 2)
+    for code in snippets('docs/deployment.md'):
+        exec(code, names)
+    expected = logits_fn(names['module'], names['variables'])(images)
+    np.testing.assert_allclose(names['logits'], expected, rtol=0, atol=1e-4)
 
 
 def test_extensions_run_together(tmp_path, monkeypatch):
