@@ -20,7 +20,7 @@ def channels(scores: dict, allocation: Allocation, budget: Budget, training: boo
     in kept weights or in their multiply-adds, one of each layer at least. A weight stays where what
     it makes and what it reads does. In training the weights that make a removed unit are left
     alone: nothing reads it, so the logits are the same, and its gradient is what it would be worth.
-    Raises ValueError where one unit of each layer is more than the budget.
+    Raises ValueError where one unit of each layer is more than the budget, or no unit can go.
     """
     coupling = budget.coupling
     if coupling is None:
@@ -28,6 +28,10 @@ def channels(scores: dict, allocation: Allocation, budget: Budget, training: boo
             "structure 'channels' needs the network's graph: pass coupling=coupled_units(module, "
             'image_shape)'
         )
+    if not len(coupling.group):
+        raise ValueError('no channel of the network can go: pruning.structure=weights')
+    if unused := ['/'.join(path) for path in scores if path not in coupling.made]:
+        raise ValueError(f'the network does not multiply by {", ".join(unused)}')
     kept = jnp.append(_kept_units(scores, allocation, budget), 1)  # the last is that of -1
     masks = {}
     for path, leaf in scores.items():
@@ -49,7 +53,7 @@ def _kept_units(scores, allocation, budget):
     if costs.of(costs.first(layers, [1] * len(layers))) > costs.limit:
         raise ValueError(
             f'density {budget.density:g} has room for {costs.limit} {budget.counts}, and one '
-            f'channel of each layer needs more: a higher density'
+            'channel of each layer needs more: a higher density'
         )
     shared = isinstance(allocation.kept(of_layers, budget._replace(density=1.0)), dict)
     if shared:

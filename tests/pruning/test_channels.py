@@ -186,6 +186,14 @@ def test_the_budget_holds(allocation, counts):
         topk_masks(scores, 0.0001, allocation, 'channels', coupling=coupling, counts=counts)
 
 
+def test_a_network_without_hidden_layers_has_no_channels():
+    module, image_shape = create_model('lin_1'), (4, 4, 1)
+    scores = init_scores(drawn(module, image_shape)['params'])
+    with pytest.raises(ValueError, match='no channel of the network can go'):
+        coupling = coupled_units(module, image_shape)
+        topk_masks(scores, 0.5, structure='channels', coupling=coupling)
+
+
 class Chain(nn.Module):
     @nn.compact
     def __call__(self, images, train=False):
