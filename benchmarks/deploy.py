@@ -1,7 +1,7 @@
 """A pruned network dense in onnxruntime, compacted in onnxruntime, and as C: one core, batch 1.
 
 python benchmarks/deploy.py --arch=wrn_28_4 --densities=0.1,0.05,0.01
-python benchmarks/deploy.py --checkpoint=runs/digits/density_0.1/hydra/finetune
+python benchmarks/deploy.py --network=fashion_trades_0.01 --image=28,28,1
 
 Architectures have random weights, and masks of the same fraction of every layer at random. Each
 round times all, one after the other; printed are medians in ms and how many times as fast as
@@ -22,13 +22,14 @@ import onnxruntime
 
 from conversion.c import c_source
 from conversion.compiled import compiled
+from conversion.evaluate import shapes
 from conversion.passes import compact, fold
 from conversion.to_onnx import write_onnx
 from conversion.trace import trace
+from robustprune_jax import zoo
 from robustprune_jax.models import create_model
 from robustprune_jax.network import logits_fn
 from robustprune_jax.pruning import init_scores, topk_masks
-from robustprune_jax.training import checkpoint
 
 ROUNDS = 15
 
@@ -61,8 +62,6 @@ def session(graph, path):
 
 def multiply_adds(graph):
     """Of the weights that are not 0."""
-    from conversion.evaluate import shapes
-
     sizes, total = shapes(graph), 0
     for name, node in graph.nodes.items():
         if node.op in ('Conv', 'Gemm'):
@@ -110,19 +109,17 @@ def main() -> None:
     parser.add_argument('--arch', default='mnist_model')
     parser.add_argument('--image', default='32,32,3', help='H,W,C')
     parser.add_argument('--densities', default='0.1,0.05,0.01')
-    parser.add_argument('--checkpoint', help='the folder of a phase, in place of an architecture')
+    parser.add_argument('--network', help='the folder of a phase, or a name of the zoo')
     args = parser.parse_args()
     heads = ''.join(
         f'{f"{name} MB":>9}{"ms":>10}{"times":>7}' for name in ('dense', 'compact', 'C')
     )
     print(f'{"":22}{"M mult.":>9}{heads}')
-    if args.checkpoint:
-        variables, meta = checkpoint.load(args.checkpoint)
-        module = create_model(meta['arch'], meta['num_classes'])
-        compare(f'{meta["method"]} {meta["density"]}', module, variables, meta['image_shape'])
+    shape = tuple(map(int, args.image.split(',')))
+    if args.network:
+        compare(Path(args.network).name, *zoo.load(args.network), shape)
         return
     for density in map(float, args.densities.split(',')):
-        shape = tuple(map(int, args.image.split(',')))
         compare(f'{args.arch} {density:g}', *random_network(args.arch, density, shape))
 
 

@@ -29,7 +29,7 @@ def compiled(graph: Graph) -> Callable[[np.ndarray], np.ndarray]:
     source = c_source(graph)
     library = ctypes.CDLL(str(_library(source)))
     function = library.net_logits
-    pointer = np.ctypeslib.ndpointer(np.float32, flags='C_CONTIGUOUS')
+    pointer = ctypes.c_void_p
     function.argtypes, function.restype = (pointer, ctypes.c_int, pointer, pointer), None
     sizes = {
         line.split()[1]: int(line.split()[2])
@@ -43,7 +43,8 @@ def compiled(graph: Graph) -> Callable[[np.ndarray], np.ndarray]:
         if images.shape[1:] != shape:
             raise ValueError(f'images are {images.shape}: expected [batch, {shape}]')
         found = np.empty((len(images), sizes['NET_CLASSES']), np.float32)
-        function(images, len(images), found, np.empty(sizes['NET_WORKSPACE'], np.float32))
+        workspace = np.empty(sizes['NET_WORKSPACE'], np.float32)
+        function(images.ctypes.data, len(images), found.ctypes.data, workspace.ctypes.data)
         return found
 
     return logits

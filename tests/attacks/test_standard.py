@@ -198,7 +198,7 @@ def test_a_random_network_falls_by_the_mean_gradient():
 FOUR_DEVICES = """
 import sys
 import jax, numpy as np
-sys.path.insert(0, 'tests')
+sys.path.insert(0, 'tests/attacks')
 from test_standard import IMAGES, LABELS, NETWORK, in_order
 assert jax.device_count() == 4
 np.savez(sys.argv[1], *in_order(NETWORK, jax.random.key(0), IMAGES, LABELS, eps=0.02,
