@@ -23,6 +23,7 @@ import onnxruntime
 from conversion.c import c_source
 from conversion.compiled import compiled
 from conversion.evaluate import shapes
+from conversion.graph import LAYERS
 from conversion.passes import compact, fold
 from conversion.to_onnx import write_onnx
 from conversion.trace import trace
@@ -64,7 +65,7 @@ def multiply_adds(graph):
     """Of the weights that are not 0."""
     sizes, total = shapes(graph), 0
     for name, node in graph.nodes.items():
-        if node.op in ('Conv', 'Gemm'):
+        if node.op in LAYERS:
             places = int(np.prod(sizes[name][2:]))
             total += places * np.count_nonzero(graph.initialisers[node.inputs[1]])
     return total

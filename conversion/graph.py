@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+LAYERS = ('Conv', 'Gemm')  # multiply by a kernel
+
 
 class Node(NamedTuple):
     op: str
@@ -87,7 +89,7 @@ class Graph:
 
     def layers(self) -> list[Node]:
         """The convolutions and dense layers, in order."""
-        return [node for node in self.nodes.values() if node.op in ('Conv', 'Gemm')]
+        return [node for node in self.nodes.values() if node.op in LAYERS]
 
     def finish(self, output: str, name: str) -> None:
         """Renames the output, and drops what it does not need: the rules leave such nodes."""

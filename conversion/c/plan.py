@@ -6,11 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from conversion.evaluate import shapes
-from conversion.graph import Graph
+from conversion.graph import LAYERS, Graph
 
 from .formulas import FORMULAS
-
-LAYERS = ('Conv', 'Gemm')
 
 
 class Map(NamedTuple):

@@ -11,10 +11,10 @@ import math
 
 import numpy as np
 
-from conversion.graph import Graph
+from conversion.graph import LAYERS, Graph
 
 from .formulas import FORMULAS, HELPERS
-from .plan import LAYERS, Map, Plan
+from .plan import Map, Plan
 
 LANES, _MOST = 8, 12  # floats of a vector; vectors of sums, of 16 registers
 _PROLOGUE = """\
@@ -194,7 +194,8 @@ void {self.name}_logits(const float *images, int batch, float *logits, float *wo
             self._frame(root, shape)
         if root == 'images':
             source = Map(*self.graph.image_shape)
-            self._loop(root, f'images[{source.at("c", "y", "x")}]')
+            text = f'images[{source.at("c", "y", "x")}]'
+            self._loop(shape, self._entry(root), text)
             return
         node = self.graph.nodes[root]
         leaves = self.plan.leaves(root) if node.op in FORMULAS else [root]
@@ -207,7 +208,7 @@ void {self.name}_logits(const float *images, int batch, float *logits, float *wo
             emit = self._convolution if self.graph.nodes[layer].op == 'Conv' else self._dense
             emit(root, layer, text)
         elif node.op in FORMULAS:
-            self._loop(root, self._formula(node, None))
+            self._loop(shape, self._entry(root), self._formula(node, None))
         elif node.op in _OTHERS:
             _OTHERS[node.op](self, root, node)
         else:
@@ -231,13 +232,13 @@ void {self.name}_logits(const float *images, int batch, float *logits, float *wo
             f'p[y * {shape.row} + x] = 0;\n    }}\n  }}'
         )
 
-    def _loop(self, root, text):
-        shape = self.maps[root]
+    def _loop(self, shape, target, text):
+        """target = text at every c, y, x of a map."""
         self.body.append(
             f'  for (int c = 0; c < {shape.channels}; c++)\n'
             f'    for (int y = 0; y < {shape.height}; y++)\n'
             f'      for (int x = 0; x < {shape.width}; x++)\n'
-            f'        {self._entry(root)} = {text};'
+            f'        {target} = {text};'
         )
 
     def _convolution(self, root, layer, text):
@@ -374,14 +375,8 @@ void {self.name}_logits(const float *images, int batch, float *logits, float *wo
     def _flatten(self, root, node):
         source = node.inputs[0]
         inputs = self.maps[source]
-        area = inputs.height * inputs.width
-        self.body.append(
-            f'  for (int c = 0; c < {inputs.channels}; c++)\n'
-            f'    for (int y = 0; y < {inputs.height}; y++)\n'
-            f'      for (int x = 0; x < {inputs.width}; x++)\n'
-            f'        {self._pointer(root)}[c * {area} + y * {inputs.width} + x] = '
-            f'{self._entry(source)};'
-        )
+        place = f'c * {inputs.height * inputs.width} + y * {inputs.width} + x'
+        self._loop(inputs, f'{self._pointer(root)}[{place}]', self._entry(source))
 
     def _concat(self, root, node):
         if node.attributes['axis'] != 1:
@@ -389,12 +384,8 @@ void {self.name}_logits(const float *images, int batch, float *logits, float *wo
         start = 0
         for source in node.inputs:
             inputs = self.maps[source]
-            self.body.append(
-                f'  for (int c = 0; c < {inputs.channels}; c++)\n'
-                f'    for (int y = 0; y < {inputs.height}; y++)\n'
-                f'      for (int x = 0; x < {inputs.width}; x++)\n'
-                f'        {self._entry(root, c=f"(c + {start})")} = {self._entry(source)};'
-            )
+            target = self._entry(root, c=f'(c + {start})')
+            self._loop(inputs, target, self._entry(source))
             start += inputs.channels
 
 

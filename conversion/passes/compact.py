@@ -9,7 +9,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from conversion.evaluate import OPERATIONS, shapes
-from conversion.graph import Graph, Node
+from conversion.graph import LAYERS, Graph, Node
 
 # Do the same with each channel.
 UNARY = {
@@ -49,7 +49,7 @@ class _Layer(NamedTuple):
 
 
 class _Compaction:
-    """What is known of each channel of each value, `entries` [first, last) of which are its."""
+    """What is known of each channel of each value; `places`: which entries are those of a value."""
 
     def __init__(self, graph: Graph):
         self.graph, self.shapes = graph, shapes(graph)
@@ -81,7 +81,7 @@ class _Compaction:
     def _knows(self, name, node):
         """Whether what it does to each channel is known."""
         sizes, values = self.shapes, self._values(node)
-        if node.op in ('Conv', 'Gemm'):
+        if node.op in LAYERS:
             layers = all(x in self.graph.initialisers for x in node.inputs[1:])
             return layers and node.attributes.get('group', 1) in (1, sizes[node.inputs[0]][1])
         if node.op == 'Flatten':
@@ -103,7 +103,7 @@ class _Compaction:
     def _together(self, name) -> Iterator[np.ndarray]:
         """Pairs of channels that go only together."""
         node, outputs = self.graph.nodes[name], self.places[name]
-        if not self.known[name] or (node.op in ('Conv', 'Gemm') and not self._depthwise(node)):
+        if not self.known[name] or (node.op in LAYERS and not self._depthwise(node)):
             return
         values = [self.places[x] for x in self._values(node)]
         if node.op == 'Concat':
@@ -118,7 +118,7 @@ class _Compaction:
             return
         outputs = self.places[name]
         inputs = [self.constants[self.places[x]] for x in self._values(node)]
-        if node.op in ('Conv', 'Gemm'):
+        if node.op in LAYERS:
             self.constants[outputs] = self._layer(name, node, inputs[0])
         elif node.op == 'Concat':
             self.constants[outputs] = np.concatenate(inputs)

@@ -6,9 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from conversion.evaluate import shapes
-from conversion.graph import Graph
-
-LAYERS = ('Conv', 'Gemm')
+from conversion.graph import LAYERS, Graph
 
 
 class _Affine(NamedTuple):

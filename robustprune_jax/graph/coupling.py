@@ -6,7 +6,7 @@ gate scales; so are the inputs and the outputs of each part of a grouped convolu
 channels and the logits always stay, and with them whatever is one with them.
 """
 
-from functools import cache, partial
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from robustprune_jax.graph.interpret import (
     MOVES,
     PRODUCTS,
     computed,
+    eval_program,
     goes_by_entry,
     interpret,
     moved,
@@ -62,16 +63,14 @@ def coupled_units(module: linen.Module, image_shape: tuple[int, ...]) -> Couplin
     image_shape: (H, W, C). Raises NotImplementedError, with the line of the model, on an operation
     of which that is unknown.
     """
-    images = jax.ShapeDtypeStruct((1, *image_shape), 'float32')
-    network = jax.eval_shape(module.init, jax.random.key(0), images)
-    program = jax.make_jaxpr(partial(module.apply, train=False))(network, images)
+    network, program = eval_program(module, image_shape)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(network)]
     args = [
         _Parameter(tuple(key.key for key in path)) if collection.key == 'params' else None
         for collection, *path in paths
     ]
     search = _Search()
-    pixels = _Units(np.full(images.shape, _IMAGE))
+    pixels = _Units(np.full((1, *image_shape), _IMAGE))
     (logits,) = interpret(program, [*args, pixels], search.rule)
     search.join(logits.entries, _IMAGE)
     return search.coupling()

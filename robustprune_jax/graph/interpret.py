@@ -6,6 +6,7 @@ default: all branches compute the same.
 
 import os
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import flax
@@ -39,6 +40,15 @@ NESTED = {
 
 _PLATFORM = object()  # the number of the platform that the program runs on
 _LIBRARIES = tuple(os.path.dirname(library.__file__) + os.sep for library in (flax, jax))
+
+
+@cache
+def eval_program(module: flax.linen.Module, image_shape: tuple[int, ...]) -> tuple[dict, Any]:
+    """Returns the shapes of a network's variables, and its program of them and one image, in eval
+    mode. image_shape: (H, W, C)."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), 'float32')
+    network = jax.eval_shape(module.init, jax.random.key(0), images)
+    return network, jax.make_jaxpr(partial(module.apply, train=False))(network, images)
 
 
 def interpret(

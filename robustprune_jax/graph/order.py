@@ -6,7 +6,7 @@ import jax
 from flax import linen
 from flax.traverse_util import flatten_dict
 
-from robustprune_jax.graph.interpret import PRODUCTS, interpret
+from robustprune_jax.graph.interpret import PRODUCTS, eval_program, interpret
 
 _OTHER, _IMAGE = object(), object()
 
@@ -17,9 +17,7 @@ def kernels_in_order(
 ) -> tuple[tuple[str, ...], ...]:
     """Returns the paths of the parameters that multiply what depends on the image, from the first
     layer to the last, in eval mode. image_shape: (H, W, C)."""
-    images = jax.ShapeDtypeStruct((1, *image_shape), 'float32')
-    network = jax.eval_shape(module.init, jax.random.key(0), images)
-    program = jax.make_jaxpr(partial(module.apply, train=False))(network, images)
+    network, program = eval_program(module, image_shape)
     marked = {
         name: {path: path if name == 'params' else _OTHER for path in flatten_dict(tree)}
         for name, tree in network.items()

@@ -8,7 +8,7 @@ import numpy as np
 
 from robustprune_jax.graph.coupling import Coupling
 from robustprune_jax.pruning.allocation import Allocation, Budget, kept_count
-from robustprune_jax.pruning.top_k import top_k_mask
+from robustprune_jax.pruning.top_k import first_of_each, top_k_mask
 
 
 def channels(scores: dict, allocation: Allocation, budget: Budget, training: bool) -> dict:
@@ -147,9 +147,7 @@ def _numbers(of_layers, allocation, budget, layers, costs):
 
 def _above_threshold(of_layers, rank, layers, costs):
     """The units of largest rank(worth), and the largest of each layer, as many as fit."""
-    ranked = [
-        jnp.where(_first(leaf), jnp.inf, rank(leaf, leaf.size)) for leaf in of_layers.values()
-    ]
+    ranked = [first_of_each(rank(leaf, leaf.size)[:, None], 1)[:, 0] for leaf in of_layers.values()]
     units = np.concatenate(layers)
     ranked = jnp.zeros(len(units)).at[units].set(jnp.concatenate(ranked))
     limit = costs.limit * (1 - 1e-6)  # costs are rounded to float32
@@ -163,8 +161,3 @@ def _above_threshold(of_layers, rank, layers, costs):
     bounds = jnp.int32(len(layers)), jnp.int32(len(units))
     most, _ = jax.lax.fori_loop(0, len(units).bit_length(), halve, bounds)
     return top_k_mask(ranked, most)
-
-
-def _first(worth):
-    """Where the largest is, among equals the first."""
-    return jnp.arange(worth.size) == jnp.argmax(worth)
