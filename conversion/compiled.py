@@ -10,23 +10,31 @@ from pathlib import Path
 
 import numpy as np
 
+from robustprune_jax import zoo
+from robustprune_jax.models import create_model
 from robustprune_jax.runtime.files import replacing
 
 from .c import c_source
+from .compact import compact
 from .graph import Graph
 
 FLAGS = ('-std=c99', '-O3', '-march=native', '-shared', '-fPIC')
 CACHE = Path.home() / '.cache' / 'robustprune_jax' / 'c'
 
 
-def compiled(graph: Graph) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns the graph's C file as a function: float32 images [B, C, H, W] in [0, 1] -> logits.
+def compiled(network: Graph | str | os.PathLike) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns a network's C file as a function: float32 images [B, C, H, W] in [0, 1] -> logits.
 
-    The machine's compiler ($CC, else cc) makes a library in ~/.cache/robustprune_jax/c, once for
-    the same file. Raises FileNotFoundError where there is no compiler, and NotImplementedError as
-    `c_source` does. Images of another shape are a ValueError.
+    network: a folder of a run, a PyTorch file or a name of the zoo; or a graph. The machine's
+    compiler ($CC, else cc) makes a library in ~/.cache/robustprune_jax/c, once for the same file.
+    Raises FileNotFoundError where there is no compiler, NotImplementedError as `compact` and
+    `c_source` do, and what zoo.read does. Images of another shape are a ValueError.
     """
-    source = c_source(graph)
+    if not isinstance(network, Graph):
+        variables, meta = zoo.read(network)
+        module = create_model(meta['arch'], meta['num_classes'])
+        network = compact(variables, module, meta['image_shape'])
+    source = c_source(network)
     library = ctypes.CDLL(str(_library(source)))
     function = library.net_logits
     pointer = ctypes.c_void_p

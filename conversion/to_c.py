@@ -9,17 +9,15 @@ from pathlib import Path
 
 from robustprune_jax.models import create_model
 from robustprune_jax.runtime.files import write_atomically
-from robustprune_jax.training import checkpoint
 
 from .c import c_source, main_program
-from .passes import compact, fold
-from .trace import trace
+from .checkpoint_flag import add_checkpoint, read_network
+from .compact import compact
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog='python -m conversion.to_c', description=__doc__)
-    parser.add_argument('--checkpoint', required=True, help='the folder of a phase')
-    parser.add_argument('--which', default='latest', help="'latest' (default), 'best' or a step")
+    add_checkpoint(parser)
     parser.add_argument('--out', required=True, help='FILE.c')
     parser.add_argument('--name', default='net', help='of its functions; default net')
     parser.add_argument(
@@ -29,10 +27,9 @@ def main(argv: list[str] | None = None) -> None:
     if not args.name.isidentifier():
         sys.exit(f'to_c: --name is {args.name!r}: expected letters, digits and _, as C has names')
     try:
-        which = int(args.which) if args.which.isdigit() else args.which
-        variables, meta = checkpoint.load(args.checkpoint, which)
+        variables, meta = read_network(args)
         module = create_model(meta['arch'], meta['num_classes'])
-        graph = compact(fold(trace(module, variables, meta['image_shape'])))
+        graph = compact(variables, module, meta['image_shape'])
         text = c_source(graph, args.name) + (main_program(args.name) if args.main else '')
         write_atomically(Path(args.out), text)
     except (ValueError, OSError, NotImplementedError) as error:

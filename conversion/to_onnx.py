@@ -13,11 +13,11 @@ from flax.traverse_util import flatten_dict
 
 from robustprune_jax.models import create_model
 from robustprune_jax.runtime.files import replacing
-from robustprune_jax.training import checkpoint
 
+from .checkpoint_flag import add_checkpoint, read_network
+from .compact import compact
 from .evaluate import shapes
 from .graph import Graph
-from .passes import compact, fold
 from .summary import line, summarise
 from .trace import trace
 
@@ -42,8 +42,11 @@ def export_onnx(
     no kernels, and ImportError where onnx is not installed.
     """
     name = module.name or type(module).__name__
-    graph = trace(module, variables, image_shape)
-    write_onnx(compact(fold(graph)) if smaller else graph, path, name)
+    if smaller:
+        graph = compact(variables, module, image_shape)
+    else:
+        graph = trace(module, variables, image_shape)
+    write_onnx(graph, path, name)
     return summarise(path, name, flatten_dict(variables['params'], sep='/'), variables)
 
 
@@ -76,16 +79,14 @@ def write_onnx(graph: Graph, path: str | os.PathLike, name: str = 'network') -> 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog='python -m conversion.to_onnx', description=__doc__)
-    parser.add_argument('--checkpoint', required=True, help='the folder of a phase')
-    parser.add_argument('--which', default='latest', help="'latest' (default), 'best' or a step")
+    add_checkpoint(parser)
     parser.add_argument('--out', required=True, help='FILE.onnx')
     parser.add_argument(
         '--compact', action='store_true', help='leave out what has no effect on the logits'
     )
     args = parser.parse_args(argv)
     try:
-        which = int(args.which) if args.which.isdigit() else args.which
-        variables, meta = checkpoint.load(args.checkpoint, which)
+        variables, meta = read_network(args)
         module = create_model(meta['arch'], meta['num_classes'])
         summary = export_onnx(variables, module, meta['image_shape'], args.out, args.compact)
     except (ValueError, OSError, ImportError) as error:

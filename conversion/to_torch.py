@@ -8,8 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from robustprune_jax.training import checkpoint
-
+from .checkpoint_flag import add_checkpoint, read_network
 from .files import write_checkpoint
 from .names import TABLES, Layer, read_table
 from .state_dict import LAYOUTS, export_state_dict
@@ -25,13 +24,15 @@ def export_checkpoint(
     layout: str = 'dense',
     target: str = 'hydra',
     names: Sequence[Layer] | None = None,
+    sparse: str | None = None,
 ) -> dict:
     """Writes the network to `path` and returns a summary, see conversion.summary.
 
     The file holds {'epoch', 'arch', 'best_prec1' (percent), 'optimizer' (empty), 'state_dict'} as
     the original's do, for target 'torchvision' the state dict alone; a .safetensors file holds the
     tensors, the rest as text. meta: at least 'arch'; where that is an architecture of your own,
-    names is its table (default: the tensors' Flax paths).
+    names is its table (default: the tensors' Flax paths). sparse: 'float32' or 'float16': a
+    safetensors file of the weights that are not 0, in that type, see conversion.sparse.
     Raises ValueError where the variables are not those of meta['arch'].
     """
     arch = names or (meta['arch'] if meta['arch'] in TABLES else None)
@@ -42,25 +43,27 @@ def export_checkpoint(
         'best_prec1': float(meta.get('best_prec1', 0)),
         'optimizer': {},
     }
-    write_checkpoint(path, state_dict, fields, bare=TARGETS[target].bare)
+    write_checkpoint(path, state_dict, fields, bare=TARGETS[target].bare, sparse=sparse)
     return summarise(path, meta['arch'], state_dict, variables)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog='python -m conversion.to_torch', description=__doc__)
-    parser.add_argument('--checkpoint', required=True, help='the folder of a phase')
-    parser.add_argument('--which', default='latest', help="'latest' (default), 'best' or a step")
+    add_checkpoint(parser)
     parser.add_argument('--out', required=True, help='FILE.pth.tar or FILE.safetensors')
     parser.add_argument('--layout', choices=LAYOUTS, default='dense')
     parser.add_argument('--target', choices=TARGETS, default='hydra', help='who will load it')
     parser.add_argument('--names', help='JSON name table of an architecture of your own')
+    parser.add_argument(
+        '--sparse', nargs='?', const='float32', choices=('float32', 'float16'),
+        help='only the weights that are not 0, in this type (default float32): FILE.safetensors',
+    )  # fmt: skip
     args = parser.parse_args(argv)
     try:
-        which = int(args.which) if args.which.isdigit() else args.which
-        variables, meta = checkpoint.load(args.checkpoint, which)
+        variables, meta = read_network(args)
         summary = export_checkpoint(
             variables, meta, args.out, layout=args.layout, target=args.target,
-            names=read_table(args.names) if args.names else None,
+            names=read_table(args.names) if args.names else None, sparse=args.sparse,
         )  # fmt: skip
     except (ValueError, OSError) as error:
         sys.exit(f'to_torch: {error}')

@@ -8,6 +8,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from conversion import to_torch
 from robustprune_jax import zoo
 from robustprune_jax.attacks import NORMS
 from robustprune_jax.bounds.rules import RULES
@@ -58,7 +59,9 @@ def test_snippets_run(capsys):
         exec(code, dict(names))
 
 
-def test_the_shipped_network_is_the_evaluated_one():
+def test_the_shipped_network_is_the_evaluated_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    to_torch.main(['--checkpoint', 'fashion_trades_0.01', '--out', 'small.safetensors', '--sparse'])
     names = {'image_shape': (28, 28, 1)}
     names['module'], names['variables'] = zoo.load('fashion_trades_0.01')
     images = np.random.default_rng(0).random((2, 28, 28, 1), np.float32)
@@ -67,6 +70,8 @@ def test_the_shipped_network_is_the_evaluated_one():
         exec(code, names)
     expected = logits_fn(names['module'], names['variables'])(images)
     np.testing.assert_allclose(names['logits'], expected, rtol=0, atol=1e-4)
+    kernel = names['variables']['params']['dense2']['kernel']
+    np.testing.assert_array_equal(names['arrays']['7.weight'].T, kernel)
 
 
 def test_extensions_run_together(tmp_path, monkeypatch):

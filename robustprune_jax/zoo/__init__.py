@@ -20,32 +20,33 @@ from robustprune_jax.training import checkpoint
 __all__ = ['card', 'cards', 'load', 'read']
 
 FOLDER = Path(__file__).parent / 'networks'
-SUFFIX = '.pth.tar'
 
 
 def load(path_or_name: str | Path) -> tuple[linen.Module, dict]:
-    """Returns the module and its variables (numpy arrays), as `read` finds them."""
+    """Returns the module and its variables (numpy arrays) of what `read` finds; weights that were
+    pruned are exact zeros."""
     variables, meta = read(path_or_name)
-    return create_model(meta['arch'], meta['num_classes']), variables
+    module = create_model(meta['arch'], meta['num_classes'])
+    return module, {**variables, 'params': effective_params(variables)}
 
 
-def read(path_or_name: str | Path) -> tuple[dict, dict]:
+def read(path_or_name: str | Path, which: str | int = 'latest') -> tuple[dict, dict]:
     """Returns (variables, meta) of a network.
 
-    path_or_name: the folder of a phase, a PyTorch or safetensors file, or a name of `cards`. meta:
-    at least arch, num_classes, image_shape [H, W, C], density (None: not pruned). Weights that were
-    pruned are exact zeros, and variables hold the masks where the folder or the card says the
-    density. Raises ValueError on an unknown name, with the nearest one, and on a card that says no
-    density, FileNotFoundError on a folder without a checkpoint.
+    path_or_name: the folder of a phase, a PyTorch or safetensors file, or a name of `cards`. which:
+    of a folder's checkpoints, see training.checkpoint.load. meta: at least arch, num_classes,
+    image_shape [H, W, C], density (None: not pruned). variables hold the masks of a network that
+    was pruned, and its weights as they were saved. Raises ValueError on an unknown name, with the
+    nearest one, and on a card that says no density, FileNotFoundError on a folder without a
+    checkpoint.
     """
     path = Path(path_or_name)
     if path.is_dir():
-        variables, meta = checkpoint.load(path)
-        return {**variables, 'params': effective_params(variables)}, meta
+        return checkpoint.load(path, which)
     if not path.is_file():
-        names = {name: FOLDER / f'{name}{SUFFIX}' for name in cards()}
+        names = {name: FOLDER / f'{name}.safetensors' for name in cards()}
         path = lookup(names, str(path_or_name), 'network, neither a file nor in the zoo')
-    card = path.with_name(path.name.removesuffix(SUFFIX) + '.json')
+    card = path.with_name(path.name.removesuffix('.tar').rpartition('.')[0] + '.json')
     density = _density(card) if card.is_file() else 1
     variables, meta, _ = import_checkpoint(path, density=density if density < 1 else None)
     return variables, meta

@@ -65,7 +65,7 @@ def test_to_torch_writes_a_checkpoint_and_says_what(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert 'wrn_28_1, 238 tensors, 388,186 parameters, density 0.05004 (' in printed
     assert f'{out.stat().st_size:,} bytes, subnet layout for hydra' in printed
-    with pytest.raises(SystemExit, match='to_torch: no checkpoint in'):
+    with pytest.raises(SystemExit, match='to_torch: unknown network, neither'):
         to_torch.main(['--checkpoint', f'{tmp_path / "none"}', '--out', f'{out}'])
 
 

@@ -237,5 +237,5 @@ def test_to_onnx_writes_a_checkpoint_and_says_what(tmp_path, capsys):
         for path in (out, smaller)
     )
     np.testing.assert_allclose(other, one, rtol=0, atol=1e-5 * np.abs(one).max())
-    with pytest.raises(SystemExit, match='to_onnx: no checkpoint in'):
+    with pytest.raises(SystemExit, match='to_onnx: unknown network, neither'):
         to_onnx.main(['--checkpoint', f'{tmp_path / "none"}', '--out', f'{out}'])

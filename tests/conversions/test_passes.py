@@ -242,5 +242,5 @@ def test_to_c_writes_a_program_that_prints_the_logits(tmp_path, capsys):
     assert timed.endswith(' ms\n')
     with pytest.raises(SystemExit, match="to_c: --name is 'my net': expected letters"):
         to_c.main([*arguments[:-1], 'my net'])
-    with pytest.raises(SystemExit, match='to_c: no checkpoint in'):
+    with pytest.raises(SystemExit, match='to_c: unknown network, neither'):
         to_c.main(['--checkpoint', f'{tmp_path / "none"}', '--out', f'{out}'])
