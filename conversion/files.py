@@ -22,7 +22,8 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dic
     """Returns (state dict, the file's other fields, such as 'arch' and 'epoch').
 
     Takes .safetensors, sparse ones too (conversion.sparse), and PyTorch files (.pth, .pt, .pth.tar,
-    of any version) that hold a state dict, bare or among other fields. Raises ValueError in one line for anything else.
+    of any version) that hold a state dict, bare or among other fields. Raises ValueError in one
+    line for anything else.
     """
     if Path(path).suffix == '.safetensors':
         try:
@@ -77,7 +78,8 @@ def write_checkpoint(
         tensors, shapes = packed(tensors, sparse)
         texts['sparse'] = json.dumps(shapes)
     with replacing(path) as temporary:
-        safetensors.numpy.save_file(tensors, temporary, texts | {'format': 'pt'})
+        # not its save_file, whose file only its owner may read
+        temporary.write_bytes(safetensors.numpy.save(tensors, texts | {'format': 'pt'}))
 
 
 def _arrays(state_dict, path):

@@ -35,7 +35,7 @@ def export_checkpoint(
     safetensors file of the weights that are not 0, in that type, see conversion.sparse.
     Raises ValueError where the variables are not those of meta['arch'].
     """
-    arch = names or (meta['arch'] if meta['arch'] in TABLES else None)
+    arch = names or table_of(meta['arch'])
     state_dict = export_state_dict(variables, arch, layout=layout, target=target)
     fields = {
         'epoch': int(meta.get('epoch', 0)),
@@ -45,6 +45,12 @@ def export_checkpoint(
     }
     write_checkpoint(path, state_dict, fields, bare=TARGETS[target].bare, sparse=sparse)
     return summarise(path, meta['arch'], state_dict, variables)
+
+
+def table_of(arch: str) -> str | None:
+    """Returns the architecture where its tensors have PyTorch's names, None where they have their
+    Flax paths."""
+    return arch if arch in TABLES else None
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen
 from ml_collections import ConfigDict
 
-from conversion.to_torch import export_checkpoint
+from conversion.export import FORMATS, check_formats, export
 from robustprune_jax import config as configs
 from robustprune_jax import report, rules, zoo
 from robustprune_jax.config import Part
@@ -56,12 +56,14 @@ def run(config: ConfigDict, workdir: Path | str) -> dict:
         _read_result(config, workdir)
     sizes = {name: len(getattr(splits, name).labels) for name in ('train', 'validation', 'test')}
     distributed.agree({f'{name} images': size for name, size in sizes.items()})
-    parts = _parts(config, wanted)
+    parts, image_shape = _parts(config, wanted), splits.train.images.shape[1:]
     with distributed.together():
         for part in parts:
             if part.phase != 'pretrain':
                 settings = configs.for_method(config, part.method)
-                check_masks(settings, part, module, shapes, splits.train.images.shape[1:])
+                check_masks(settings, part, module, shapes, image_shape)
+        meta = {'arch': config.arch, 'image_shape': image_shape}
+        check_formats(module, shapes, meta, configs.names(config.export))
     _check_sources(config, wanted, parts, splits, workdir)
     with _claimed(config, workdir):
         for part in parts:
@@ -112,26 +114,28 @@ def _train_part(config, wanted, part, module, splits, workdir):
 
 def _evaluate_all(config, wanted, module, splits, workdir, started):
     """Exports and evaluates the finished networks, writes result.json and the report."""
-    writes = jax.process_index() == 0
+    writes, formats = jax.process_index() == 0, configs.names(config.export)
     result = _read_result(config, workdir)
     earlier = result['seconds']
     for name, path in _networks(config, wanted, workdir).items():
         variables, meta = checkpoint.load(path, config.evaluate.checkpoint)
-        export = workdir / 'export' / f'{name}.pth.tar'
+        folder, size = workdir / 'export', None
         if writes:
-            export.parent.mkdir(exist_ok=True)
-            export_checkpoint(variables, meta, export)
+            folder.mkdir(exist_ok=True)
+            size = export(variables, module, meta, folder, name, formats)
+        (size, *_) = distributed.exchange(size)
         if 'evaluate' in wanted:
             entry = evaluate(config, name, module, variables, splits.test, workdir)
             entry |= {'method': meta['method'], 'phase': meta['phase'], 'title': _title(meta)}
             entry['density'] = meta['density'] or 1.0
             entry['checkpoint'] = os.path.relpath(path, workdir)
-            entry['export'] = os.path.relpath(export, workdir)
+            entry['export'] = next((f'export/{name}{FORMATS[x].suffix}' for x in formats), None)
+            entry['size'] = size
             others = [network for network in result['networks'] if network['name'] != name]
             result['networks'] = [*others, entry]
             if writes:
                 card = json.dumps(zoo.card(config, entry), indent=1) + '\n'
-                write_atomically(export.with_name(f'{name}.json'), card)
+                write_atomically(folder / f'{name}.json', card)
         result['seconds'] = round(earlier + time.monotonic() - started, 1)
         if writes:
             write_atomically(workdir / 'result.json', json.dumps(result, indent=1) + '\n')

@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from conversion.export import FORMATS
 from robustprune_jax.attacks import NORMS
 from robustprune_jax.attacks.standard import BALLS
 from robustprune_jax.bounds import METHODS as BOUNDS
@@ -191,6 +192,7 @@ FIELDS: dict[str, Rule] = {
     'evaluate.smooth.radii': _must(
         lambda value: value and min(value) >= 0, 'radii of at least 0, one or more'
     ),
+    'export': _each_named(FORMATS),
     'log_every': _at_least_1,
     'validate_every': _at_least_1,
     'checkpoint_every': _at_least_1,

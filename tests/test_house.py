@@ -34,7 +34,7 @@ BELOW_CONVERSION = {
 }
 # The commands' --checkpoint takes names of the zoo, which stands above.
 COMMANDS = ('checkpoint_flag.py', 'compiled.py')
-ABOVE_CONVERSION = {'pipeline', 'zoo', 'report'}
+ABOVE_CONVERSION = {'pipeline', 'rules', 'zoo', 'report'}
 
 
 def imported(path):

@@ -21,6 +21,7 @@ NOT_IDENTITY = (
     'densities',
     'source',
     'evaluate',
+    'export',
     'workers',
     'log_every',
     'validate_every',
@@ -183,6 +184,10 @@ def default() -> ConfigDict:
     config.evaluate.smooth.alpha = 0.001  # a certificate's probability to be wrong
     config.evaluate.smooth.batch_size = 1_000  # noisy images
     config.evaluate.smooth.radii = (0.0, 0.25, 0.5, 0.75, 1.0)  # of l_2, for the table
+
+    # Comma-separated: what of each network lies in export/. torch: dense, .pth.tar; sparse: the
+    # weights that are not 0, .safetensors; onnx and c: without what has no effect.
+    config.export = 'torch,sparse'
 
     config.log_every = 50  # steps between two lines of metrics.jsonl
     config.validate_every = 1  # epochs

@@ -13,8 +13,9 @@ def card(config: ConfigDict, entry: dict) -> dict:
 
     RobustBench's fields: name, dataset, architecture, eps (text), clean_acc, reported (under PGD)
     and autoattack_acc (under the standard ensemble, None where it was not run), in percent, as
-    text. Ours: threat, evaluations (the entry's `robust`), method, density, kept, prunable, seed,
-    objective, commit (of this project's checkout, None elsewhere) and config.
+    text. Ours: threat, evaluations (the entry's `robust`), method, density, kept, effective (None
+    where the network's wiring is unknown), prunable, size, seed, objective, commit (of this
+    project's checkout, None elsewhere) and config.
     """
     robust = entry['robust']
     name = f'{config.dataset.name}_{config.arch}_{config.objective}_{entry["name"]}'
@@ -35,7 +36,9 @@ def card(config: ConfigDict, entry: dict) -> dict:
         'method': entry['method'],
         'density': entry['density'],
         'kept': entry['kept'],
+        'effective': entry.get('effective'),
         'prunable': entry['prunable'],
+        'size': entry['size'],
         'objective': objective_name(config, 'pretrain'),
         'seed': config.seed,
         'commit': _commit(),

@@ -97,17 +97,24 @@ def evaluate(
         robust |= _proved(subject, methods, pgd, memory_gb, clean & attacked, broken)
     if settings.smooth.examples:
         robust['smooth'] = _certified_radii(subject, settings.smooth)
-    layers = {layer: [x['kept'], x['prunable']] for layer, x in sparsity(variables).items()}
-    kept, prunable = layers.pop('total')
+    layers = _weights(module, variables, test.images.shape[1:])
+    total = layers.pop('total')
     return {
         'name': name,
-        'kept': kept,
-        'prunable': prunable,
-        'layers': layers,
+        **{count: total[count] for count in ('kept', 'effective', 'prunable') if count in total},
+        'layers': {layer: [x['kept'], x['prunable']] for layer, x in layers.items()},
         'clean_accuracy': float(clean.mean()),
         'examples': subject.count,
         'robust': robust,
     }
+
+
+def _weights(module, variables, image_shape):
+    """What `sparsity` counts; not what has an effect where the network's wiring is unknown."""
+    try:
+        return sparsity(variables, module, image_shape)
+    except NotImplementedError:
+        return sparsity(variables)
 
 
 def _subject(config, name, network, test, folder) -> Subject:

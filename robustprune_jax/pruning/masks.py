@@ -9,9 +9,13 @@ pruned without special layers:
     logits = module.apply({**variables, 'params': apply_masks(variables['params'], masks)}, images)
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+from flax import linen
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from robustprune_jax.graph.paths import live_weights
 from robustprune_jax.pruning.allocation import ALLOCATIONS, Allocation, Budget
 from robustprune_jax.pruning.criterion import is_kernel
 from robustprune_jax.pruning.structure import STRUCTURES
@@ -73,26 +77,34 @@ def effective_params(variables: dict) -> dict:
     return apply_masks(variables['params'], variables.get('masks', {}))
 
 
-def sparsity(variables: dict) -> dict[str, dict[str, int | float]]:
+def sparsity(
+    variables: dict, module: linen.Module | None = None, image_shape: Sequence[int] = ()
+) -> dict[str, dict[str, int | float]]:
     """Returns kept and prunable weights per layer, and under 'total' for the network.
 
-    Each entry is {'kept', 'prunable', 'density'}, keyed by the layer's path joined with '/'.
-    Without masks every kernel counts as kept. Raises ValueError on a network without kernels.
+    Each entry is {'kept', 'prunable', 'density'}, keyed by the layer's path joined with '/'; with
+    the module and its image_shape, (H, W, C), also 'effective', how many of the kept weights lie on
+    a path of kept weights from the image to a logit. Without masks every kernel counts as kept.
+    Raises ValueError on a network without kernels, and as graph.paths.live_weights does.
     """
-    if 'masks' in variables:
-        masks = flatten_dict(variables['masks'])
-        counts = {'/'.join(p[:-1]): (int(m.astype(bool).sum()), m.size) for p, m in masks.items()}
-    else:
-        params = flatten_dict(variables['params'])
-        counts = {
-            '/'.join(p[:-1]): (leaf.size, leaf.size)
-            for p, leaf in params.items()
-            if is_kernel(p, leaf)
-        }
-    if not counts:
+    masks = flatten_dict(variables.get('masks', {}))
+    if not masks:
+        kernels = {p: x for p, x in flatten_dict(variables['params']).items() if is_kernel(p, x)}
+        masks = {path: np.ones(leaf.shape, np.float32) for path, leaf in kernels.items()}
+    if not masks:
         raise ValueError('the network has no kernels, and no masks')
-    counts['total'] = tuple(map(sum, zip(*counts.values(), strict=True)))
-    return {
-        layer: {'kept': kept, 'prunable': size, 'density': kept / size}
-        for layer, (kept, size) in counts.items()
+    counts = {'kept': masks}
+    if module is not None:
+        masked = {**variables, 'masks': unflatten_dict(masks)}
+        counts['effective'] = flatten_dict(live_weights(module, masked, tuple(image_shape))[0])
+    found = {
+        '/'.join(path[:-1]): {
+            **{count: int(np.count_nonzero(of[path])) for count, of in counts.items()},
+            'prunable': mask.size,
+        }
+        for path, mask in masks.items()
     }
+    found['total'] = {
+        count: sum(layer[count] for layer in found.values()) for count in (*counts, 'prunable')
+    }
+    return {x: {**n, 'density': n['kept'] / n['prunable']} for x, n in found.items()}

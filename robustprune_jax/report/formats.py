@@ -19,10 +19,28 @@ ESCAPED = str.maketrans(
 )
 
 
-def counts(row: Row) -> list[str]:
-    """Returns the printed density and kept / prunable of a row, '' where there is none."""
+SIZES = {'bytes': 'sparse_bytes', 'multiply-adds': 'sparse_macs'}
+
+
+def counts(table: Table) -> list[str]:
+    """Returns the titles of what `counted` prints of each row."""
+    found = [title for title, key in SIZES.items() if any(key in row.size for row in table.rows)]
+    return ['density', 'kept / prunable', *found]
+
+
+def counted(row: Row, titles: list[str]) -> list[str]:
+    """Returns the printed density, kept / prunable and sizes of a row, '' where there is none."""
     kept = '' if row.kept is None else f'{row.kept:,} / {row.prunable or 0:,}'
-    return ['' if row.density is None else f'{row.density:g}', kept]
+    sizes = [_short(row.size.get(SIZES[title])) for title in titles[2:]]
+    return ['' if row.density is None else f'{row.density:g}', kept, *sizes]
+
+
+def _short(value: int | None) -> str:
+    """Three digits and k, M or G."""
+    if value is None:
+        return ''
+    exponent = min((len(str(value)) - 1) // 3, 3)
+    return f'{value / 1000**exponent:.3g}{("", " k", " M", " G")[exponent]}'
 
 
 def number(cell: Cell | None, row: Row, seeds: int) -> str:
@@ -41,12 +59,13 @@ def text(tables: list[Table]) -> str:
 
 
 def _text(table: Table) -> str:
-    lines = [['network', 'density', 'kept / prunable', *(f'{title} %' for title in table.titles)]]
+    titles = counts(table)
+    lines = [['network', *titles, *(f'{title} %' for title in table.titles)]]
     starts = {}
     for block in table.blocks:
         if block.title:
             starts[len(lines)] = block.title
-        lines += [[row.name, *counts(row), *_numbers(row, block)] for row in block.rows]
+        lines += [[row.name, *counted(row, titles), *_numbers(row, block)] for row in block.rows]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     printed = [
         '  '.join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(cells)).rstrip()
@@ -69,6 +88,7 @@ def as_csv(tables: list[Table]) -> str:
                 line |= {'experiment': block.title} if block.title else {}
                 line |= {'network': row.name, 'density': row.density}
                 line |= {'kept': row.kept, 'prunable': row.prunable}
+                line |= {title: row.size[key] for title, key in SIZES.items() if key in row.size}
                 for title, cell in zip(table.titles, row.cells, strict=True):
                     keys = (f'{title} %', f'{title} std', f'{title} n')
                     line |= dict(zip(keys, cell or (None, None, None), strict=True))
@@ -86,7 +106,8 @@ def latex(tables: list[Table]) -> str:
 
 
 def _latex(table: Table) -> str:
-    titles = ['network', 'density', 'kept / prunable', *(f'{title} %' for title in table.titles)]
+    counted_as = counts(table)
+    titles = ['network', *counted_as, *(f'{title} %' for title in table.titles)]
     lines = [
         *(f'% {note}' for note in table.notes),
         f'\\begin{{tabular}}{{l{"r" * (len(titles) - 1)}}}',
@@ -105,8 +126,8 @@ def _latex(table: Table) -> str:
                 lines.append('\\addlinespace')
             density = row.density
             numbers = [cell.replace('-', '−') for cell in _numbers(row, block)]
-            cells = map(_escaped, [row.title, *counts(row), *numbers])
-            best = [False, False, False, *row.best]
+            cells = map(_escaped, [row.title, *counted(row, counted_as), *numbers])
+            best = [False, *[False] * len(counted_as), *row.best]
             lines.append(
                 _line(f'\\textbf{{{c}}}' if b else c for c, b in zip(cells, best, strict=True))
             )

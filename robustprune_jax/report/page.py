@@ -5,7 +5,7 @@ from html import escape
 
 from robustprune_jax.report.experiments import Experiment, facts, fields_apart
 from robustprune_jax.report.figures import Drawn
-from robustprune_jax.report.formats import counts, number
+from robustprune_jax.report.formats import counted, counts, number
 from robustprune_jax.report.results import Cell, Row, Table, tables
 
 STYLE = """
@@ -105,7 +105,8 @@ def _table(table: Table) -> str:
         f'{title}\N{NO-BREAK SPACE}%'.replace('-', '\N{NON-BREAKING HYPHEN}')
         for title in table.titles
     ]
-    titles = ['network', 'density', 'kept / prunable', *accuracies]
+    columns = counts(table)
+    titles = ['network', *columns, *accuracies]
     head = ''.join(f'<th scope="col">{_maths(title)}</th>' for title in titles)
     body = ''
     for block in table.blocks:
@@ -120,7 +121,7 @@ def _table(table: Table) -> str:
             classes = [row.delta and 'delta', starts and 'group']
             body += f'<tr class="{" ".join(c for c in classes if c)}">'
             body += f'<th scope="row">{escape(row.title)}</th>'
-            body += ''.join(f'<td>{escape(text)}</td>' for text in counts(row))
+            body += ''.join(f'<td>{escape(text)}</td>' for text in counted(row, columns))
             body += ''.join(
                 f'<td{" class=best" if best else ""}>{_number(cell, row, len(block.seeds))}</td>'
                 for cell, best in zip(row.cells, row.best, strict=True)

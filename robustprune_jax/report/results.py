@@ -22,7 +22,8 @@ class Cell(NamedTuple):
 class Row(NamedTuple):
     """A network, or (delta=True) another method minus LWM at one density, seed by seed.
 
-    title: what it is called where its density stands beside it; cells: None where nothing was
+    title: what it is called where its density stands beside it; size: what its result says of its
+    bytes and multiply-adds, {} in results of earlier versions; cells: None where nothing was
     measured; best: whether a cell is ahead of each other fine-tuned network of the density, over
     the seeds that have both.
     """
@@ -32,6 +33,7 @@ class Row(NamedTuple):
     density: float | None
     kept: int | None
     prunable: int | None
+    size: dict
     cells: list[Cell | None]
     best: list[bool]
     delta: bool = False
@@ -52,6 +54,10 @@ class Table(NamedTuple):
     titles: list[str]
     blocks: list[Block]
     notes: list[str]
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for block in self.blocks for row in block.rows]
 
 
 def tables(experiments: dict[str, list[dict]], steps: bool = False) -> list[Table]:
@@ -99,6 +105,7 @@ def rows(results: list[dict], shown: list[Column]) -> list[Row]:
             name = networks[part]['name']
             rivals = [other for other in tuned.values() if other != name]
             counts = [networks[part].get(key) for key in ('density', 'kept', 'prunable')]
+            counts.append(networks[part].get('size') or {})
             cells = [cell(column, name) for column in shown]
             best = [part.phase == 'finetune' and _leads(column, name, rivals) for column in shown]
             table_rows.append(Row(name, label(part, called), *counts, cells, best))
@@ -112,7 +119,7 @@ def _difference(method, density, tuned, called, shown) -> Row:
     """Returns how far the network of a method is ahead of that of LWM."""
     name, title = f'{method} - {BASELINE}', f'{called[method]} − {called[BASELINE]}'
     deltas = [cell(column, tuned[method], tuned[BASELINE]) for column in shown]
-    return Row(name, title, density, None, None, deltas, [False] * len(shown), delta=True)
+    return Row(name, title, density, None, None, {}, deltas, [False] * len(shown), delta=True)
 
 
 def _leads(column: Column, name: str, rivals: list[str]) -> bool:

@@ -62,10 +62,10 @@ def read(workdir: str | os.PathLike) -> Run:
         if evaluated and part.phase != 'prune' and part.network not in evaluated
     ]
     parts = evaluated | {part.network: part for part in begun}
-    exported = [x.name.removesuffix('.pth.tar') for x in sorted(workdir.glob('export/*.pth.tar'))]
+    exported = _exported(workdir)
     notes += [
-        f'export/{name}.pth.tar: of no part of this run, so not in the figures of weights'
-        for name in exported
+        f'export/{file.name}: of no part of this run, so not in the figures of weights'
+        for name, file in exported.items()
         if name not in parts
     ]
     trained = [
@@ -173,13 +173,23 @@ def _metrics(workdir: Path, part: Part, notes: list[str]) -> list[dict]:
     return lines
 
 
+def _exported(workdir: Path) -> dict[str, Path]:
+    """Returns the file of each exported network, of the dense and the sparse one the dense."""
+    return {
+        file.name.removesuffix(suffix): file
+        for suffix in ('.safetensors', '.pth.tar')
+        for file in sorted(workdir.glob(f'export/*{suffix}'))
+    }
+
+
 def _weights(workdir: Path, network: str, notes: list[str]) -> dict[str, np.ndarray]:
     """Returns {layer: kernel} of an exported network, {} if it cannot be read."""
-    from conversion import load_pth  # only here: it brings jax, and the table does without
+    from conversion.files import read_checkpoint  # only here: it brings jax; the table does without
 
-    file = f'export/{network}.pth.tar'
+    found = _exported(workdir).get(network)
+    file = f'export/{found.name if found else f"{network}.pth.tar"}'
     try:
-        state = load_pth(workdir / file)['state_dict']
+        state, _ = read_checkpoint(workdir / file)
         kernels = {
             name.removesuffix('.weight'): kernel
             for name, kernel in state.items()

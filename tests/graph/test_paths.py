@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from robustprune_jax.graph.paths import dead_ends, live_weights
 from robustprune_jax.models import create_model
-from robustprune_jax.pruning import apply_masks, init_scores, topk_masks
+from robustprune_jax.pruning import apply_masks, init_scores, sparsity, topk_masks
 
 
 class Chain(nn.Module):
@@ -38,6 +38,9 @@ def test_a_chain_by_hand():
     )
     jax.tree.map(np.testing.assert_array_equal, live, expected)
     assert classes.tolist() == [True, False]
+    counts = sparsity({**variables, 'masks': masks}, module, (1, 2, 1))
+    assert [counts[x]['effective'] for x in ('first', 'middle', 'last', 'total')] == [1, 1, 1, 3]
+    assert counts['total'] == {'kept': 7, 'effective': 3, 'prunable': 21, 'density': 1 / 3}
     sentences = dead_ends(module, {**variables, 'masks': masks}, (1, 2, 1))
     assert sentences == ['no path of kept weights leads to the classes 1']
     masks['first']['kernel'] = jnp.zeros((2, 3))

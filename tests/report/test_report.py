@@ -111,6 +111,25 @@ def a_run(tmp_path, result, parts=PARTS, **fields):
 # --- the table --------------------------------------------------------------------------------
 
 
+def test_sizes_have_columns_and_a_figure(tmp_path):
+    result = a_result()
+    for entry, count, macs in zip(
+        result['networks'], (532, 600, 8000, 1000, 1100), (999, 1, 2_345_678, 1000, 20), strict=True
+    ):
+        entry['size'] = {'sparse_bytes': count, 'sparse_macs': macs}
+    assert [line[12:59] for line in report.table(result).splitlines()[:4]] == [
+        ' density  kept / prunable  bytes  multiply-adds',
+        '-' * 47,
+        '       1    2,000 / 2,000    8 k         2.35 M',
+        '     0.1      200 / 2,000    1 k            1 k',
+    ]
+    folder = a_run(tmp_path / 'run', result)
+    page = report.write(folder).read_text()
+    assert 'multiply-adds</th>' in page and 'Accuracy against size' in page
+    first = (folder / 'report' / 'table.csv').read_text().splitlines()[:2]
+    assert ',bytes,multiply-adds,' in first[0] and ',8000,2345678,' in first[1]
+
+
 def test_table_by_hand():
     assert report.table(a_result()).splitlines() == [
         'network      density  kept / prunable  clean %  PGD-20 %',

@@ -15,6 +15,7 @@ def draw(experiment: Experiment) -> list[Drawn]:
         histograms = [weights.histograms(experiment, d) for d in experiment.densities]
         figures = (
             accuracy.by_compression(experiment),
+            accuracy.by_size(experiment),
             accuracy.certified(experiment),
             weights.per_layer(experiment),
             *histograms,

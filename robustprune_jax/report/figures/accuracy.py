@@ -18,6 +18,7 @@ from robustprune_jax.report.figures.style import (
     percent,
     tones,
 )
+from robustprune_jax.report.formats import SIZES
 from robustprune_jax.report.networks import label, part_of
 
 
@@ -54,6 +55,43 @@ def by_compression(experiment: Experiment) -> Drawn | None:
         'accuracy_by_compression',
         'Accuracy against compression',
         'The pretrained network stands at 1×, and the dotted line at its accuracy.'
+        + _over(experiment, 'bars'),
+        figure,
+    )
+
+
+def by_size(experiment: Experiment) -> Drawn | None:
+    """Each robust accuracy of the fine-tuned networks against the bytes of their sparse files and
+    against multiply-adds, a line for each method from the pretrained network on; None where no
+    result says sizes, or where there is only one fine-tuned network."""
+    networks = [n for result in experiment.results for n in result['networks'] if n.get('size')]
+    shown = [c for c in columns(experiment.results) if above_zero(c) and c.title != 'clean']
+    keys = [key for key in SIZES.values() if any(key in n['size'] for n in networks)]
+    tuned = {n['name']: part_of(n).method for n in networks if part_of(n).phase == 'finetune'}
+    if len(tuned) < 2 or not shown or not keys:
+        return None
+    sizes = {n['name']: n['size'] for n in reversed(networks)}
+    figure, axes = grid(len(keys) * len(shown), across=len(keys), height=2.9)
+    panels = [(column, title) for column in shown for title in SIZES if SIZES[title] in keys]
+    for axis, (column, title) in zip(axes, panels, strict=True):
+        for method, style in lines(experiment.titles).items():
+            own = [name for name, of in tuned.items() if of == method]
+            cells = {x: results.cell(column, x) for x in ['pretrain', *own] if x in sizes}
+            points = sorted(
+                (sizes[name][SIZES[title]], cell.mean, cell.std or 0)
+                for name, cell in cells.items()
+                if cell and SIZES[title] in sizes[name]
+            )
+            x, mean, std = zip(*points, strict=True) if own and points else ((), (), ())
+            axis.errorbar(x, mean, std if any(std) else None, elinewidth=1, **style)
+        axis.set(xscale='log', xlabel=title)
+        axis.set_title(f'{column.title} accuracy (%)')
+    axes[0].legend(loc='lower right')
+    return drawn(
+        'accuracy_by_size',
+        'Accuracy against size',
+        'Bytes of the weights that are not 0, with their places; multiply-adds of an image with '
+        'those of them that have an effect. The rightmost point is the pretrained network.'
         + _over(experiment, 'bars'),
         figure,
     )
