@@ -1,6 +1,7 @@
-"""A pruned network dense in onnxruntime, compacted in onnxruntime, and as C: one core, batch 1.
+"""A pruned network dense in onnxruntime, compacted in onnxruntime, and as C.
 
-python benchmarks/deploy.py --arch=wrn_28_4 --densities=0.1,0.05,0.01
+taskset -c 1 python benchmarks/deploy.py --arch=wrn_28_4 --densities=0.1,0.05,0.01
+python benchmarks/deploy.py --arch=wrn_28_4 --threads=2 --batch=64
 python benchmarks/deploy.py --network=fashion_trades_0.01 --image=28,28,1
 
 Architectures have random weights, and masks of the same fraction of every layer at random. Each
@@ -13,6 +14,7 @@ import os
 import statistics
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -20,11 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 import onnxruntime
 
-from conversion.c import c_source
 from conversion.compiled import compiled
-from conversion.evaluate import shapes
-from conversion.graph import LAYERS
 from conversion.passes import compact, fold
+from conversion.size import costs
+from conversion.to_c import is_large, write_c
 from conversion.to_onnx import write_onnx
 from conversion.trace import trace
 from robustprune_jax import zoo
@@ -53,38 +54,37 @@ def random_network(arch, density, image_shape):
     return module, variables, image_shape
 
 
-def session(graph, path):
+def session(graph, path, threads):
     write_onnx(graph, path)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     found = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     return lambda images: found.run(['logits'], {'images': images})[0]
 
 
-def multiply_adds(graph):
-    """Of the weights that are not 0."""
-    sizes, total = shapes(graph), 0
-    for name, node in graph.nodes.items():
-        if node.op in LAYERS:
-            places = int(np.prod(sizes[name][2:]))
-            total += places * np.count_nonzero(graph.initialisers[node.inputs[1]])
-    return total
+def in_threads(run, pool, threads):
+    """Each thread takes its part of the batch."""
+    if threads == 1:
+        return run
+    return lambda images: np.concatenate(list(pool.map(run, np.array_split(images, threads))))
 
 
-def compare(label, module, variables, image_shape):
+def compare(label, module, variables, image_shape, batch, threads):
     dense = fold(trace(module, variables, image_shape))
     smaller = compact(dense)
-    images = np.random.default_rng(0).random((1, *image_shape), np.float32)
+    images = np.random.default_rng(0).random((batch, *image_shape), np.float32)
     expected = np.asarray(logits_fn(module, variables)(images))
     images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    pool = ThreadPoolExecutor(threads)
     with tempfile.TemporaryDirectory() as folder:
         runs = {
-            'dense': session(dense, Path(folder) / 'dense.onnx'),
-            'compact': session(smaller, Path(folder) / 'compact.onnx'),
-            'C': compiled(smaller),
+            'dense': session(dense, Path(folder) / 'dense.onnx', threads),
+            'compact': session(smaller, Path(folder) / 'compact.onnx', threads),
+            'C': in_threads(compiled(smaller), pool, threads),
         }
         sizes = [os.path.getsize(Path(folder) / f'{name}.onnx') for name in ('dense', 'compact')]
-    sizes.append(len(c_source(smaller)))
+        constants = f'{folder}/net.bin' if is_large(smaller) else None
+        sizes.append(write_c(smaller, f'{folder}/net.c', constants=constants))
     times = {name: [] for name in runs}
     for name, run in runs.items():
         error = np.abs(run(images) - expected).max() / np.abs(expected).max()
@@ -92,7 +92,7 @@ def compare(label, module, variables, image_shape):
     for _ in range(ROUNDS):
         for name, run in runs.items():
             best = float('inf')
-            for _ in range(5):
+            for _ in range(5 if batch == 1 else 1):
                 started = time.perf_counter()
                 run(images)
                 best = min(best, time.perf_counter() - started)
@@ -102,7 +102,8 @@ def compare(label, module, variables, image_shape):
         f'{size / 1e6:9.3f}{milliseconds:10.3f}{middle["dense"] / milliseconds:7.1f}'
         for size, milliseconds in zip(sizes, middle.values(), strict=True)
     )
-    print(f'{label:22}{multiply_adds(smaller) / 1e6:9.2f}{row}', flush=True)
+    macs = costs(dense, smaller)['sparse_macs']
+    print(f'{label:22}{macs / 1e6:9.2f}{row}', flush=True)
 
 
 def main() -> None:
@@ -111,6 +112,8 @@ def main() -> None:
     parser.add_argument('--image', default='32,32,3', help='H,W,C')
     parser.add_argument('--densities', default='0.1,0.05,0.01')
     parser.add_argument('--network', help='the folder of a phase, or a name of the zoo')
+    parser.add_argument('--batch', type=int, default=1)
+    parser.add_argument('--threads', type=int, default=1)
     args = parser.parse_args()
     heads = ''.join(
         f'{f"{name} MB":>9}{"ms":>10}{"times":>7}' for name in ('dense', 'compact', 'C')
@@ -118,10 +121,11 @@ def main() -> None:
     print(f'{"":22}{"M mult.":>9}{heads}')
     shape = tuple(map(int, args.image.split(',')))
     if args.network:
-        compare(Path(args.network).name, *zoo.load(args.network), shape)
+        compare(Path(args.network).name, *zoo.load(args.network), shape, args.batch, args.threads)
         return
     for density in map(float, args.densities.split(',')):
-        compare(f'{args.arch} {density:g}', *random_network(args.arch, density, shape))
+        network = random_network(args.arch, density, shape)
+        compare(f'{args.arch} {density:g}', *network, args.batch, args.threads)
 
 
 if __name__ == '__main__':

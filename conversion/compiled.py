@@ -14,11 +14,13 @@ from robustprune_jax import zoo
 from robustprune_jax.models import create_model
 from robustprune_jax.runtime.files import replacing
 
-from .c import c_source
+from .c import Source, c_source
 from .compact import compact
 from .graph import Graph
+from .to_c import is_large
 
 FLAGS = ('-std=c99', '-O3', '-march=native', '-shared', '-fPIC')
+_CONSTANTS: dict[Path, np.ndarray] = {}
 CACHE = Path.home() / '.cache' / 'robustprune_jax' / 'c'
 
 
@@ -34,42 +36,48 @@ def compiled(network: Graph | str | os.PathLike) -> Callable[[np.ndarray], np.nd
         variables, meta = zoo.read(network)
         module = create_model(meta['arch'], meta['num_classes'])
         network = compact(variables, module, meta['image_shape'])
-    source = c_source(network)
-    library = ctypes.CDLL(str(_library(source)))
-    function = library.net_logits
+    source = c_source(network, separate=is_large(network))
+    function = _loaded(_library(source), source.data).net_logits
     pointer = ctypes.c_void_p
     function.argtypes, function.restype = (pointer, ctypes.c_int, pointer, pointer), None
-    sizes = {
-        line.split()[1]: int(line.split()[2])
-        for line in source.splitlines()
-        if '#define NET_' in line
-    }
-    shape = tuple(sizes[f'NET_{side}'] for side in ('CHANNELS', 'HEIGHT', 'WIDTH'))
 
     def logits(images: np.ndarray) -> np.ndarray:
         images = np.ascontiguousarray(images, np.float32)
-        if images.shape[1:] != shape:
-            raise ValueError(f'images are {images.shape}: expected [batch, {shape}]')
-        found = np.empty((len(images), sizes['NET_CLASSES']), np.float32)
-        workspace = np.empty(sizes['NET_WORKSPACE'], np.float32)
+        if images.shape[1:] != source.image_shape:
+            raise ValueError(f'images are {images.shape}: expected [batch, *{source.image_shape}]')
+        found = np.empty((len(images), source.classes), np.float32)
+        workspace = np.empty(source.workspace, np.float32)
         function(images.ctypes.data, len(images), found.ctypes.data, workspace.ctypes.data)
         return found
 
     return logits
 
 
-def _library(source: str) -> Path:
+def _loaded(path: Path, data: bytes) -> ctypes.CDLL:
+    """The library, with its constants where it reads them: a second one of the same file is the
+    first, and never leaves the process."""
+    if path not in _CONSTANTS:
+        library, _CONSTANTS[path] = ctypes.CDLL(str(path)), np.frombuffer(data, np.uint8)
+        if data:
+            address = _CONSTANTS[path].ctypes.data
+            ctypes.c_void_p.in_dll(library, 'net_data').value = address
+    return ctypes.CDLL(str(path))
+
+
+def _library(source: Source) -> Path:
     compiler = shutil.which(os.environ.get('CC', 'cc'))
     if compiler is None:
         raise FileNotFoundError('no C compiler: install gcc or clang, or name one in $CC')
     version = subprocess.run([compiler, '--version'], capture_output=True, text=True).stdout
-    key = hashlib.sha256('\n'.join([version, *FLAGS, source]).encode()).hexdigest()[:32]
+    # With the constants, which one library holds of one network.
+    key = '\n'.join([version, *FLAGS, source.text]).encode() + source.data
+    key = hashlib.sha256(key).hexdigest()[:32]
     library = CACHE / f'{key}.so'
     if not library.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         file = CACHE / f'{key}.c'
         with replacing(file) as temporary:
-            temporary.write_text(source)
+            temporary.write_text(source.text)
         with replacing(library) as temporary:
             made = subprocess.run(
                 [compiler, *FLAGS, '-o', str(temporary), str(file), '-lm'],

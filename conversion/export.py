@@ -9,13 +9,11 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from robustprune_jax.runtime.files import write_atomically
-
 from . import passes
-from .c import c_source
 from .graph import Graph
 from .size import bytes_of, costs
 from .state_dict import export_state_dict
+from .to_c import is_large, write_c
 from .to_onnx import write_onnx
 from .to_torch import export_checkpoint, table_of
 from .trace import trace
@@ -35,7 +33,7 @@ def _sparse(variables, meta, path):
 
 
 def _c(graph, path):
-    write_atomically(path, c_source(graph))
+    write_c(graph, path, constants=path.with_suffix('.bin') if is_large(graph) else None)
 
 
 FORMATS: dict[str, Format] = {

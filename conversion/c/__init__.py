@@ -1,5 +1,6 @@
 """A network as C."""
 
-from .source import c_source, main_program
+from .program import main_program
+from .source import DENSE_ABOVE, SEPARATE, Source, c_source
 
-__all__ = ['c_source', 'main_program']
+__all__ = ['DENSE_ABOVE', 'SEPARATE', 'Source', 'c_source', 'main_program']

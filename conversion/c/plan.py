@@ -66,12 +66,13 @@ class Plan:
         self.arena = max((b.offset + b.size for b in self.buffers.values()), default=0)
 
     def _is_inlined(self, value):
-        """Entry by entry, or a layer, and read only by an operation entry by entry."""
+        """Entry by entry, or a layer, and read only by an operation entry by entry, which does
+        not spread it over a map."""
         node = self.graph.nodes[value]
         if self.uses[value] != 1 or not (node.op in FORMULAS or node.op in LAYERS):
             return False
-        reader = next(n for n in self.graph.nodes.values() if value in n.inputs)
-        return reader.op in FORMULAS
+        reader, by = next((r, n) for r, n in self.graph.nodes.items() if value in n.inputs)
+        return by.op in FORMULAS and self.shapes[reader] == self.shapes[value]
 
     def _one_layer_each(self):
         """Of several layers in one expression all but the last are computed before it."""

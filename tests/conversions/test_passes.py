@@ -206,6 +206,22 @@ def test_shapes_are_those_of_one_image():
     assert shapes(graph)['logits'] == (1, 3)
 
 
+class Gated(nn.Module):
+    """Squeeze and excitation, and a value chosen by another."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.relu(nn.Conv(4, (3, 3), name='first')(images))
+        gate = nn.Dense(4, name='gate')(nn.relu(nn.Dense(3, name='squeeze')(x.mean(axis=(1, 2)))))
+        x = x * nn.sigmoid(gate)[:, None, None]
+        x = jnp.where(x > 0.5, x - 0.5, jnp.sign(x))
+        return nn.Dense(3, name='head')(x.transpose(0, 2, 1, 3).reshape((x.shape[0], -1)))
+
+
+def test_c_of_gates_and_choices():
+    assert_smaller_and_equal(trace(Gated(), drawn(Gated(), (6, 5, 2)), (6, 5, 2)))
+
+
 def test_c_says_what_it_does_not_take():
     with pytest.raises(ValueError, match=r'images are \(1, 2, 5, 5\): expected'):
         compiled(two())(np.zeros((1, 2, 5, 5), np.float32))
@@ -238,6 +254,16 @@ def test_to_c_writes_a_program_that_prints_the_logits(tmp_path, capsys):
     ).stdout
     found = np.array([line.split() for line in printed.decode().splitlines()], np.float32)
     assert_near(found, np.asarray(logits_fn(module, variables)(images)), 1e-5)
+    to_c.main([*arguments, '--main', '--weights', f'{tmp_path / "mine.bin"}'])
+    subprocess.run(command, check=True)
+    again = subprocess.run(
+        [program, tmp_path / 'mine.bin'],
+        input=images.transpose(0, 3, 1, 2).tobytes(), check=True, capture_output=True,
+    )  # fmt: skip
+    assert again.stdout == printed
+    assert subprocess.run([program, out], capture_output=True).returncode == 1
+    to_c.main([*arguments, '--main'])
+    subprocess.run(command, check=True)
     timed = subprocess.run([program, '2'], check=True, capture_output=True, text=True).stdout
     assert timed.endswith(' ms\n')
     with pytest.raises(SystemExit, match="to_c: --name is 'my net': expected letters"):
