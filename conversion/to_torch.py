@@ -7,13 +7,19 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+from robustprune_jax.models import create_model
+from robustprune_jax.runtime.files import write_atomically
 
 from .checkpoint_flag import add_checkpoint, read_network
+from .compact import compact
 from .files import write_checkpoint
 from .names import TABLES, Layer, read_table
 from .state_dict import LAYOUTS, export_state_dict
 from .summary import line, summarise
 from .targets import TARGETS
+from .torch_module import torch_module
 
 
 def export_checkpoint(
@@ -47,6 +53,18 @@ def export_checkpoint(
     return summarise(path, meta['arch'], state_dict, variables)
 
 
+def export_compact(variables: dict, meta: dict, path: str | os.PathLike) -> Path:
+    """Writes the network without what has no effect, see conversion.compact, to `path`: a state
+    dict; returns the file beside it, `path` with the suffix .py, that defines the module Network
+    for it in ordinary layers. Raises NotImplementedError where the network is not translated."""
+    module = create_model(meta['arch'], meta['num_classes'])
+    text, state_dict = torch_module(compact(variables, module, meta['image_shape']))
+    code = Path(str(path).removesuffix('.tar')).with_suffix('.py')
+    write_checkpoint(path, state_dict, {}, bare=True)
+    write_atomically(code, text)
+    return code
+
+
 def table_of(arch: str) -> str | None:
     """Returns the architecture where its tensors have PyTorch's names, None where they have their
     Flax paths."""
@@ -64,14 +82,26 @@ def main(argv: list[str] | None = None) -> None:
         '--sparse', nargs='?', const='float32', choices=('float32', 'float16'),
         help='only the weights that are not 0, in this type (default float32): FILE.safetensors',
     )  # fmt: skip
+    parser.add_argument(
+        '--compact', action='store_true',
+        help='leave out what has no effect on the logits, and write FILE.py, which defines what is '
+        'left in layers of torch.nn',
+    )  # fmt: skip
     args = parser.parse_args(argv)
+    others = args.sparse, args.names, args.layout != 'dense', args.target != 'hydra'
+    if args.compact and any(others):
+        parser.error('--compact goes with --checkpoint, --which and --out alone')
     try:
         variables, meta = read_network(args)
+        if args.compact:
+            code = export_compact(variables, meta, args.out)
+            print(f'{args.out}: {Path(args.out).stat().st_size:,} bytes, for Network in {code}')
+            return
         summary = export_checkpoint(
             variables, meta, args.out, layout=args.layout, target=args.target,
             names=read_table(args.names) if args.names else None, sparse=args.sparse,
         )  # fmt: skip
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, NotImplementedError) as error:
         sys.exit(f'to_torch: {error}')
     print(f'{args.out}: {line(summary)}, {args.layout} layout for {args.target}')
 

@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 
@@ -11,6 +12,7 @@ from conversion.files import read_checkpoint
 from conversion.from_torch import import_checkpoint
 from conversion.names import read_table
 from conversion.to_torch import export_checkpoint
+from robustprune_jax import zoo
 from robustprune_jax.pruning import sparsity
 from robustprune_jax.training import checkpoint
 
@@ -67,6 +69,22 @@ def test_to_torch_writes_a_checkpoint_and_says_what(tmp_path, capsys):
     assert f'{out.stat().st_size:,} bytes, subnet layout for hydra' in printed
     with pytest.raises(SystemExit, match='to_torch: unknown network, neither'):
         to_torch.main(['--checkpoint', f'{tmp_path / "none"}', '--out', f'{out}'])
+
+
+def test_the_compacted_network_is_a_file_of_layers(tmp_path, monkeypatch, capsys):
+    torch = pytest.importorskip('torch')
+    out = tmp_path / 'small.pth'
+    to_torch.main(['--checkpoint', 'fashion_trades_0.01', '--out', f'{out}', '--compact'])
+    assert f'for Network in {tmp_path / "small.py"}' in capsys.readouterr().out
+    assert out.stat().st_size < 40_000
+    monkeypatch.syspath_prepend(tmp_path)
+    network = importlib.import_module('small').Network()
+    network.load_state_dict(torch.load(out, weights_only=True))
+    images = np.random.default_rng(0).random((4, 28, 28, 1), np.float32)
+    module, variables = zoo.load('fashion_trades_0.01')
+    expected = module.apply(variables, images)
+    found = network(torch.tensor(images.transpose(0, 3, 1, 2))).detach()
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_torchvisions_files_are_bare_state_dicts(tmp_path):

@@ -15,6 +15,7 @@ from conversion.compiled import compiled
 from conversion.evaluate import evaluate, shapes
 from conversion.graph import Graph
 from conversion.passes import compact, fold
+from conversion.torch_module import torch_module
 from conversion.trace import trace
 from robustprune_jax.models import create_model
 from robustprune_jax.network import logits_fn
@@ -46,15 +47,25 @@ def assert_near(found, expected, atol):
     np.testing.assert_allclose(found / scale, expected / scale, rtol=0, atol=atol)
 
 
+def in_torch(graph, images):
+    torch = pytest.importorskip('torch')
+    text, state_dict = torch_module(graph)
+    exec(text, names := {})
+    network = names['Network']().eval()
+    network.load_state_dict({name: torch.tensor(array) for name, array in state_dict.items()})
+    return network(torch.tensor(images, dtype=torch.float32)).detach().numpy()
+
+
 def assert_smaller_and_equal(graph, network=None):
     """Folded and compacted, in float64, at two sizes of image where it is not tied to one; the C
-    code, in float32. Returns the compacted graph."""
+    code and the torch module, in float32. Returns the compacted graph."""
     smaller = compact(fold(graph))
     images = np.random.default_rng(0).random((3, *graph.image_shape))
     expected = logits(graph, images.astype(np.float32))
     if network is not None:
         assert_near(expected, network(images.astype(np.float32).transpose(0, 2, 3, 1)), 1e-5)
     assert_near(compiled(smaller)(images), expected, 1e-5)
+    assert_near(in_torch(smaller, images), expected, 1e-5)
     with jax.enable_x64(True):
         graph = in_float64(graph)
         assert_near(logits(compact(fold(graph)), images), logits(graph, images), 1e-12)
