@@ -11,12 +11,23 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from robustprune_jax.models import create_model
 from robustprune_jax.pruning import effective_params
 
 DATA = Path(__file__).parent / 'data'
 ARCHITECTURES = json.loads((DATA / 'architectures.json').read_text())
+
+# A network of each family, and of each kind of block; the others are for the night.
+_FAMILIES = (
+    'mnist_model', 'lin_3', 'vgg4_without_maxpool', 'vgg8_bn', 'wrn_28_4', 'resnet18', 'ResNet50',
+    'cifar_model_resnet',
+)  # fmt: skip
+BY_FAMILY = [
+    arch if arch in _FAMILIES else pytest.param(arch, marks=pytest.mark.nightly)
+    for arch in ARCHITECTURES
+]
 
 
 def _rng(key: str) -> np.random.Generator:

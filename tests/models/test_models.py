@@ -1,13 +1,14 @@
 import math
 
 import flax.linen as nn
+import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from robustprune_jax.models import MODELS, create_model, resnet
+from robustprune_jax.models import create_model, resnet
 from robustprune_jax.models.layers import batch_norm, conv
 
 
@@ -105,7 +106,7 @@ def test_imagenet_networks_normalise_unless_told_otherwise():
     assert create_model('resnet50').mean is None
 
 
-@pytest.mark.parametrize('arch', MODELS)
+@pytest.mark.parametrize('arch', golden.BY_FAMILY)
 def test_classes_and_hashing(arch):
     module = create_model(arch, num_classes=7)
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
