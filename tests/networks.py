@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robustprune_jax.models.layers import batch_norm
+
 
 class Mixed(nn.Module):
     """What channels can be coupled by: depthwise and grouped convolutions, a stream, a gate."""
@@ -21,6 +23,18 @@ class Mixed(nn.Module):
         gate = nn.sigmoid(nn.Dense(17, name='gate2')(gate))
         x = nn.max_pool(x * gate[:, None, None], (2, 2), (2, 2))
         return nn.Dense(4, name='head')(x.reshape(len(x), -1))
+
+
+class Banded(nn.Module):
+    """A convolution, BatchNorm and a dense layer, which see where an image is bright."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.Conv(8, (4, 4), strides=4, name='conv')(images)
+        x = nn.relu(batch_norm(x, train, 'bn'))
+        return nn.Dense(self.num_classes, name='head')(x.reshape(len(x), -1))
 
 
 def drawn(module, image_shape):
