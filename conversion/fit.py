@@ -1,6 +1,7 @@
 """Whether a state dict is one of an architecture's, and if not, why and whose it may be."""
 
 from collections.abc import Sequence
+from itertools import product
 
 import jax
 import numpy as np
@@ -9,13 +10,20 @@ from flax.traverse_util import flatten_dict
 from robustprune_jax.models import create_model
 
 from .layout import flat_channels, flat_width, torch_shape
-from .names import TABLES, Layer, leaves
+from .names import TABLES, Layer, Leaf, leaves
 from .unused import twin
+
+IMAGE_SIZES = 32, 28, 64, 224  # pixels, as image data sets have them
 
 
 def is_masked(state_dict: dict[str, np.ndarray]) -> bool:
     """Returns whether the state dict holds scores."""
-    return any(name.endswith('.popup_scores') for name in state_dict)
+    return any(name.endswith(('.popup_scores', '/popup_scores')) for name in state_dict)
+
+
+def is_named_by_paths(state_dict: dict[str, np.ndarray]) -> bool:
+    """Returns whether the names are a Flax network's own paths, such as 'conv1/kernel'."""
+    return any('/' in name for name in state_dict)
 
 
 def likely_architectures(state_dict: dict[str, np.ndarray]) -> list[str]:
@@ -40,13 +48,8 @@ def mismatch(
     unexpected = [name for name in state_dict if name not in known]
     if missing or unexpected:
         return missing_and_unexpected(missing, unexpected)
-    unusable = [
-        f'{leaf.torch} ({array.dtype} of shape {array.shape})'
-        for leaf in expected
-        if leaf.path and not _is_usable(array := state_dict[leaf.torch], leaf)
-    ]
-    if unusable:
-        return f'no weights in {few(unusable)}'
+    if bad := unusable(state_dict, expected):
+        return f'no weights in {few(bad)}'
     classes = count_classes(state_dict, arch)
     if num_classes not in (None, classes):
         return f'it has {classes} classes, not {num_classes}'
@@ -62,6 +65,55 @@ def mismatch(
             if found != wanted:
                 wrong.append(f'{leaf.torch} (has shape {found}, expected {wanted})')
     return f'misshapen {few(wrong)}' if wrong else None
+
+
+def unusable(state_dict: dict[str, np.ndarray], expected: list[Leaf]) -> list[str]:
+    """Returns the tensors that cannot be weights, as they are."""
+    return [
+        f'{leaf.torch} ({array.dtype} of shape {array.shape})'
+        for leaf in expected
+        if leaf.path and not _is_usable(array := state_dict[leaf.torch], leaf)
+    ]
+
+
+def own_inputs(
+    variables: dict, arch: str, num_classes: int | None, image_size: int | None
+) -> tuple[int, list[int]]:
+    """Returns (classes, image shape [H, W, C]) at which a network of one's own has such variables.
+
+    arch: 'package.module:Name'. image_size: pixels; default: what fits of IMAGE_SIZES. Raises
+    ValueError where the network never has them: the fewest differences.
+    """
+    kept = {name: variables[name] for name in ('params', 'batch_stats') if name in variables}
+    found = {path: np.shape(leaf) for path, leaf in flatten_dict(kept, sep='/').items()}
+    kernels = [shape for path, shape in found.items() if path.endswith('kernel')]
+    channels = dict.fromkeys([3, 1, *(shape[-2] for shape in kernels if len(shape) == 4)])
+    widths = dict.fromkeys(shape[-1] for shape in sorted(kernels, key=len))
+    sizes, classes = [image_size] if image_size else IMAGE_SIZES, [num_classes or w for w in widths]
+    problems = []
+    for size, depth, width in product(sizes, channels, dict.fromkeys(classes)):
+        module = create_model(arch, width)
+        images = jax.ShapeDtypeStruct((1, size, size, depth), np.float32)
+        try:
+            logits, shapes = jax.eval_shape(module.init_with_output, jax.random.key(0), images)
+        except Exception as error:  # a module may raise anything on images that are not its own
+            problems.append((len(found), str(error).partition('\n')[0]))
+            continue
+        expected = {path: leaf.shape for path, leaf in flatten_dict(shapes, sep='/').items()}
+        wrong = [
+            f'{path} (has shape {found.get(path)}, expected {expected.get(path)})'
+            for path in dict.fromkeys([*found, *expected])
+            if found.get(path) != expected.get(path)
+        ]
+        if num_classes not in (None, logits.shape[-1]):
+            wrong.append(f'logits (of {logits.shape[-1]} classes, not {num_classes})')
+        if not wrong:
+            return logits.shape[-1], [size, size, depth]
+        problems.append((len(wrong), few(wrong)))
+    tried = ', '.join(map(str, sizes))
+    raise ValueError(
+        f'the tensors are not those of {arch} for images of {tried} pixels: {min(problems)[1]}'
+    )
 
 
 def not_tensors(state_dict: dict) -> list:

@@ -2,7 +2,8 @@
 
 `python -m conversion.from_torch --pth FILE --out DIR [--arch NAME] [--density K]`
 
-A network of your own, --arch=package.module:Name, needs --names, its name table.
+A network of your own, --arch=package.module:Name, needs --names, its name table, unless the tensors
+are named by its Flax paths, as conversion.to_torch does without a table.
 """
 
 import argparse
@@ -19,7 +20,13 @@ from robustprune_jax.pruning import sparsity
 from robustprune_jax.training import checkpoint
 
 from .files import read_checkpoint
-from .fit import count_channels, count_classes, likely_architectures
+from .fit import (
+    count_channels,
+    count_classes,
+    is_named_by_paths,
+    likely_architectures,
+    own_inputs,
+)
 from .names import TABLES, Layer, draft, read_table
 from .state_dict import import_state_dict, masks_of_zeros
 from .summary import line, summarise
@@ -45,7 +52,8 @@ def import_checkpoint(
     phase: what the network comes from; default: finetune where it is pruned, pretrain elsewhere.
     method: by what it was pruned, such as 'hydra', where that is known.
     image_size: pixels; default: what the first dense layer needs, else 224 for ImageNet's
-    architectures and 32 for the others. names: the name table of a network of your own, `arch`.
+    architectures and 32 for the others; of tensors named by Flax paths the first of fit.IMAGE_SIZES
+    that fits. names: the name table of a network of your own, `arch`; default: the Flax paths.
     meta is what checkpoint.save_network needs; the summary is that of conversion.summary.
     Raises ValueError where the file is not a network of `arch`, or fits several architectures.
     """
@@ -56,19 +64,25 @@ def import_checkpoint(
     if names and not arch:
         raise ValueError('a name table needs the network that it is of: give --arch')
     arch = arch or _find_arch(state_dict, fields)
-    names = names or arch
-    variables = import_state_dict(contents, names, num_classes=num_classes, density=density)
+    if not names and ':' in arch and is_named_by_paths(state_dict):
+        variables = import_state_dict(contents, None, density=density)
+        num_classes, image_shape = own_inputs(variables, arch, num_classes, image_size)
+    else:
+        names = names or arch
+        variables = import_state_dict(contents, names, num_classes=num_classes, density=density)
+        num_classes = count_classes(state_dict, names)
+        size = image_size or _image_size(state_dict, names)
+        image_shape = [size, size, count_channels(state_dict, names)]
     if density is None:
         masks = masks_of_zeros(variables['params'])
         found = sparsity({'masks': masks})['total']['density']
         if found < 0.99:  # else no more than some weights that died
             variables['masks'], density = masks, float(f'{found:.3g}')
     pruned = density is not None and density < 1
-    size = image_size or _image_size(state_dict, names)
     meta = {
         'arch': arch,
-        'num_classes': count_classes(state_dict, names),
-        'image_shape': [size, size, count_channels(state_dict, names)],
+        'num_classes': num_classes,
+        'image_shape': image_shape,
         'phase': phase or ('finetune' if pruned else 'pretrain'),
         'method': method if pruned else None,
         'density': density if pruned else None,
@@ -88,6 +102,11 @@ def _find_arch(state_dict, fields):
     arch = fields.get('arch')
     if isinstance(arch, str) and arch in TABLES:
         return arch
+    if is_named_by_paths(state_dict):  # a file does not decide what is imported
+        raise ValueError(
+            f'the tensors have the Flax paths of a network of your own (arch: {arch!r:.99}): give '
+            '--arch=package.module:Name'
+        )
     likely = likely_architectures(state_dict)
     if not likely:
         rows = ', '.join(json.dumps(layer) for layer in draft(state_dict))

@@ -217,6 +217,22 @@ def generic_leaves(params: dict, batch_stats: dict, scores: bool = False) -> lis
     return result + [Leaf(path, 'batch_stats', path) for path in batch_stats]
 
 
+def path_leaves(state_dict: Mapping[str, np.ndarray]) -> list[Leaf]:
+    """Returns the tensors of a file that has them under `generic_leaves`' names."""
+    result = []
+    for name, array in state_dict.items():
+        layer, _, leaf = name.rpartition('/')
+        kernel = Layer(layer, layer, 'dense')
+        if leaf == 'popup_scores':
+            result.append(Leaf(name, 'scores', f'{layer}/kernel'.lstrip('/'), kernel))
+        elif leaf in ('mean', 'var'):  # Flax's BatchNorm is what has them
+            result.append(Leaf(name, 'batch_stats', name))
+        else:
+            is_kernel = leaf == 'kernel' and array.ndim > 1
+            result.append(Leaf(name, 'params', name, kernel if is_kernel else None))
+    return result
+
+
 def draft(state_dict: Mapping[str, np.ndarray]) -> list[Layer]:
     """Returns a name table for the tensors of an unknown network, to be corrected by hand: what
     each layer is by its shape, with torch's name for its Flax path."""

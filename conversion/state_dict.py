@@ -17,9 +17,10 @@ from .fit import (
     mismatch,
     missing_and_unexpected,
     not_tensors,
+    unusable,
 )
 from .layout import from_torch, to_torch
-from .names import Layer, generic_leaves, leaves
+from .names import Layer, generic_leaves, leaves, path_leaves
 from .scores import separated, top_mask
 from .targets import TARGETS, check_normalisation, unwrapped
 
@@ -80,15 +81,16 @@ def export_state_dict(
 
 def import_state_dict(
     state_dict: dict[str, np.ndarray],
-    arch: str | Sequence[Layer],
+    arch: str | Sequence[Layer] | None,
     *,
     num_classes: int | None = None,
     density: float | None = None,
 ) -> dict:
     """Returns the Flax variables of a torch state dict: nested dicts of (views of) its arrays.
 
-    arch: an architecture's name, or for a network of your own its name table. Names may have the
-    prefixes of DataParallel and of RobustBench's normalising wrapper.
+    arch: an architecture's name, or for a network of your own its name table, or None for names
+    that are its own paths, which are not compared with a network. Names may have the prefixes of
+    DataParallel and of RobustBench's normalising wrapper.
     The variables hold 'params', 'batch_stats' where there is BatchNorm, and 'unused' where torch
     has tensors without a counterpart here. With `density`, the kept fraction, they hold 'masks':
     those of the `popup_scores`, which are kept in 'scores'; of a dense checkpoint those of its
@@ -101,7 +103,10 @@ def import_state_dict(
     if others := not_tensors(state_dict):
         raise ValueError(f'no state dict: {few(others)}')
     state_dict, constants = unwrapped(state_dict)
-    if problem := mismatch(state_dict, arch, num_classes):
+    if arch is None:
+        if bad := unusable(state_dict, path_leaves(state_dict)):
+            raise ValueError(f'no weights in {few(bad)}')
+    elif problem := mismatch(state_dict, arch, num_classes):
         likely = [name for name in likely_architectures(state_dict) if name != arch]
         hint = f'; the tensors are those of {" or ".join(likely)}' if likely else ''
         label = arch if isinstance(arch, str) else 'the name table'
@@ -109,14 +114,14 @@ def import_state_dict(
     check_normalisation(constants, arch)
     if bad := [name for name, array in state_dict.items() if not _is_finite(array)]:
         raise ValueError(f'NaN or infinity in {few(bad)}')
-    variances = [name for name in state_dict if name.endswith('running_var')]
+    variances = [name for name in state_dict if name.endswith(('running_var', '/var'))]
     if bad := [name for name in variances if (state_dict[name] < 0).any()]:
         raise ValueError(f'a variance below 0 in {few(bad)}')
     masked = is_masked(state_dict)
     if masked and density is None:
         raise ValueError('the checkpoint has popup_scores but does not say its density: give it')
     flat, extra = {}, {}
-    for leaf in leaves(arch, scores=masked):
+    for leaf in path_leaves(state_dict) if arch is None else leaves(arch, scores=masked):
         if leaf.path is not None:
             flat[f'{leaf.collection}/{leaf.path}'] = from_torch(state_dict[leaf.torch], leaf)
         elif leaf.torch in state_dict:

@@ -6,6 +6,7 @@ import golden
 import jax
 import numpy as np
 import pytest
+from networks import drawn
 
 from conversion import from_torch, import_state_dict, load_pth, save_pth, to_torch
 from conversion.files import read_checkpoint
@@ -13,7 +14,8 @@ from conversion.from_torch import import_checkpoint
 from conversion.names import read_table
 from conversion.to_torch import export_checkpoint
 from robustprune_jax import zoo
-from robustprune_jax.pruning import sparsity
+from robustprune_jax.models import create_model
+from robustprune_jax.pruning import effective_params, init_scores, sparsity, topk_masks
 from robustprune_jax.training import checkpoint
 
 
@@ -211,3 +213,45 @@ def test_unfit_files_end_in_one_line(tmp_path, content, message):
     with pytest.raises(SystemExit, match=f'^from_torch: .*{message}$'):
         from_torch.main(['--pth', f'{tmp_path / "a.pth"}', '--out', f'{tmp_path / "out"}'])
     assert not (tmp_path / 'out').exists()
+
+
+# ---- tensors named by Flax paths ----
+
+
+def own_file(tmp_path, arch, image_shape, **settings):
+    """A network of one's own with masks, and the file that to_torch writes of it."""
+    variables = drawn(create_model(arch, 5), image_shape)
+    masks = init_scores(variables['params'], 'scaled')
+    variables |= {'scores': masks, 'masks': topk_masks(masks, density=0.25)}
+    export_checkpoint(variables, {'arch': arch}, tmp_path / 'own.pth.tar', **settings)
+    return variables, str(tmp_path / 'own.pth.tar')
+
+
+@pytest.mark.parametrize('layout', ['dense', 'subnet'])
+def test_a_network_of_ones_own_comes_back_without_a_name_table(tmp_path, layout):
+    """A dense layer behind the map says how large the images are."""
+    variables, path = own_file(tmp_path, 'networks:Banded', (28, 28, 1), layout=layout)
+    given = ['--arch', 'networks:Banded', '--density', '0.25', '--out', str(tmp_path / 'back')]
+    from_torch.main(['--pth', path, *given])
+    again, meta = checkpoint.load(tmp_path / 'back')
+    assert (meta['num_classes'], meta['image_shape']) == (5, [28, 28, 1])
+    if layout == 'dense':
+        variables['params'] = effective_params(variables)
+        del variables['scores']
+    assert again.keys() == variables.keys()
+    jax.tree.map(np.testing.assert_array_equal, again, dict(variables))
+
+
+def test_only_the_network_of_the_paths_is_taken(tmp_path):
+    _, path = own_file(tmp_path, 'own_network:Net', (12, 12, 1))
+    given = {'density': 0.25, 'arch': 'own_network:Net'}
+    _, meta, _ = import_checkpoint(path, **given, image_size=12)
+    assert (meta['num_classes'], meta['image_shape']) == (5, [12, 12, 1])
+    for change, message in (
+        ({'arch': 'networks:Banded'}, 'not those of networks:Banded for images of 32, 28, 64, 224'),
+        ({'arch': None}, r"\(arch: 'own_network:Net'\): give --arch"),
+        ({'num_classes': 4}, r'head/bias \(has shape \(5,\), expected \(4,\)\)'),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            import_checkpoint(path, **{**given, **change})
+        assert '\n' not in str(error.value)
