@@ -24,7 +24,7 @@ from robustprune_jax.pruning import METHODS
 from robustprune_jax.runtime import distributed
 from robustprune_jax.runtime.files import differences, locked, write_atomically
 from robustprune_jax.training import checkpoint
-from robustprune_jax.training.loop import train
+from robustprune_jax.training.loop import check_warmup, train
 from robustprune_jax.training.start import (
     check_masks,
     checkpoint_meta,
@@ -59,8 +59,9 @@ def run(config: ConfigDict, workdir: Path | str) -> dict:
     parts, image_shape = _parts(config, wanted), splits.train.images.shape[1:]
     with distributed.together():
         for part in parts:
+            settings = configs.for_method(config, part.method)
+            check_warmup(settings, part, splits)
             if part.phase != 'pretrain':
-                settings = configs.for_method(config, part.method)
                 check_masks(settings, part, module, shapes, image_shape)
         meta = {'arch': config.arch, 'image_shape': image_shape}
         check_formats(module, shapes, meta, configs.names(config.export))
@@ -243,6 +244,11 @@ def _check_source(config, splits, path, part):
         meta = checkpoint.load_meta(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f'{error}; or add the phase to config.phases') from None
+    if meta['step'] < meta['total_steps']:
+        raise ValueError(
+            f'the phase in {path} is unfinished, at step {meta["step"]} of {meta["total_steps"]}: '
+            'finish it first, the command that made it goes on'
+        )
     expected = {
         'arch': config.arch,
         'num_classes': config.dataset.num_classes,

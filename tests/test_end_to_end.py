@@ -225,6 +225,16 @@ def test_parts_from_a_source(finished, tiny_config, tmp_path):
     assert [network['name'] for network in result['networks']] == ['hydra_0.5']
 
 
+def test_an_unfinished_source_is_refused(finished, tiny_config, tmp_path):
+    source = shutil.copytree(finished[0] / 'pretrain', tmp_path / 'pretrain')
+    shutil.rmtree(source / 'checkpoints/24')
+    config = tiny_config()
+    config.phases, config.source = 'prune', str(source)
+    with pytest.raises(ValueError, match=r'pretrain is unfinished, at step 21 of 24: finish it'):
+        pipeline.run(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
 def test_evaluation_only(finished, tiny_config, tmp_path):
     config = tiny_config()
     config.phases = 'evaluate'
@@ -340,6 +350,7 @@ def test_checkpoint_every_decides_what_is_saved(tiny_config, tmp_path):
         ({'pruning.structure': 'n_of_m', 'densities': (0.5,)}, 'conv1/kernel has 1 inputs'),
         ({'pruning.counts': 'multiply_adds'}, 'weights, unless the structure is channels'),
         ({'pruning.structure': 'channels', 'densities': (1e-4,)}, 'one channel of each layer'),
+        ({'finetune.warmup_epochs': 3.9}, 'is 3.9: it takes all 12 steps of hydra 0.5 finetune'),
     ],
 )
 def test_errors_before_training(finished, tiny_config, tmp_path, change, message):

@@ -17,7 +17,7 @@ from flax import linen
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from robustprune_jax.config import Part, objective_name, pseudo_per_batch
+from robustprune_jax.config import Part, objective_name, pseudo_per_batch, repeats
 from robustprune_jax.data import Splits
 from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.data.batches import train_batches
@@ -28,7 +28,7 @@ from robustprune_jax.runtime import distributed, sharding
 from robustprune_jax.runtime.registry import lookup
 from robustprune_jax.training.checkpoint import Checkpoints
 from robustprune_jax.training.log import PhaseLog
-from robustprune_jax.training.optim import optimizer, phase_labels, schedule
+from robustprune_jax.training.optim import optimizer, phase_labels, schedule, warmup_steps
 from robustprune_jax.training.start import checkpoint_meta, choice, phase_key, stream
 from robustprune_jax.training.state import place
 from robustprune_jax.training.step import Step, create_state, train_step
@@ -168,14 +168,32 @@ def _phase(config, part: Part, module, variables, splits) -> Phase:
     image_shape = splits.train.images.shape[1:]
     chosen = choice(config, part, module, variables['scores'], image_shape) if prunes else None
     objective = lookup(OBJECTIVES, objective_name(config, part.phase), 'objective')(config)
-    section = config[part.phase].copy_and_resolve_references()
-    section.epochs = math.ceil(section.epochs / objective.repeats)
-    section.warmup_epochs /= objective.repeats
-    section.ramp_epochs /= objective.repeats
-    pseudo = pseudo_per_batch(config, section.batch_size)
-    steps_per_epoch = math.ceil(len(splits.train.labels) / (section.batch_size - pseudo))
+    section, pseudo, steps_per_epoch = _passes(config, part.phase, splits)
     total_steps = section.epochs * steps_per_epoch
     return Phase(part, method, chosen, objective, section, pseudo, steps_per_epoch, total_steps)
+
+
+def _passes(config, phase: str, splits) -> tuple[ConfigDict, int, int]:
+    """A phase's section, its epochs as passes over the data; how many images of a batch are
+    pseudo-labelled; and the steps of a pass."""
+    section, updates = config[phase].copy_and_resolve_references(), repeats(config, phase)
+    section.epochs = math.ceil(section.epochs / updates)
+    section.warmup_epochs /= updates
+    section.ramp_epochs /= updates
+    pseudo = pseudo_per_batch(config, section.batch_size)
+    return section, pseudo, math.ceil(len(splits.train.labels) / (section.batch_size - pseudo))
+
+
+def check_warmup(config: ConfigDict, part: Part, splits: Splits) -> None:
+    """Raises ValueError where a part trains, and its warm-up leaves no step at the full rate."""
+    section, _, steps_per_epoch = _passes(config, part.phase, splits)
+    updates = steps_per_epoch * repeats(config, part.phase)
+    total, warmup = section.epochs * updates, warmup_steps(section, updates)
+    if total and warmup >= total:
+        raise ValueError(
+            f'config.{part.phase}.warmup_epochs is {config[part.phase].warmup_epochs:g}: it takes '
+            f'all {total} steps of {part}; expected at least one step less'
+        )
 
 
 def _prepare(config, phase: Phase, module, variables, image_shape, mesh: Mesh):

@@ -61,7 +61,7 @@ OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
 
 def schedule(section: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     """Returns the learning rate by step of one phase: linear warm-up, then section.schedule."""
-    warmup = round(section.warmup_epochs * steps_per_epoch)
+    warmup = warmup_steps(section, steps_per_epoch)
     steps = section.epochs * steps_per_epoch - warmup
     shape = lookup(SCHEDULES, section.schedule, 'schedule')
     after = shape(section.learning_rate, steps, steps_per_epoch)
@@ -69,6 +69,11 @@ def schedule(section: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
         return after
     ramp = optax.linear_schedule(0.0, section.learning_rate, warmup)
     return optax.join_schedules([ramp, after], [warmup])
+
+
+def warmup_steps(section: ConfigDict, steps_per_epoch: int) -> int:
+    """Returns how many steps of a phase the linear warm-up takes."""
+    return round(section.warmup_epochs * steps_per_epoch)
 
 
 def phase_labels(variables: dict, phase: str, freeze_bn: bool = False) -> dict:
