@@ -119,8 +119,8 @@ def test_one_step_equals_the_original(case):
     'case',
     nightly(
         WITH_BATCH_NORM,
-        'prune/trades',
         'pretrain/base',
+        'vgg4_bn/prune/trades',
         'vgg4_bn/prune/base',
         'vgg4_bn/finetune/base',
     ),
