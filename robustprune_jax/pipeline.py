@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,7 +40,9 @@ def run(config: ConfigDict, workdir: Path | str) -> dict:
     """Runs config.phases in `workdir` and returns what its result.json then holds.
 
     A phase that is finished is not redone, an interrupted one goes on. Every finished network is
-    exported and, when 'evaluate' is among the phases, evaluated; then the report is written.
+    exported and, when 'evaluate' is among the phases, evaluated; then the report is written. The
+    export and card of a network that is measured already, under these settings, stay as they are:
+    the card says the commit that measured it.
     Raises ValueError or FileNotFoundError, before any training, on a config, data, source or
     workdir that do not fit together; FloatingPointError when training diverges.
     """
@@ -67,9 +70,10 @@ def run(config: ConfigDict, workdir: Path | str) -> dict:
         check_formats(module, shapes, meta, configs.names(config.export))
     _check_sources(config, wanted, parts, splits, workdir)
     with _claimed(config, workdir):
+        trained = False
         for part in parts:
-            _train_part(config, wanted, part, module, splits, workdir)
-        return _evaluate_all(config, wanted, module, splits, workdir, started)
+            trained |= _train_part(config, wanted, part, module, splits, workdir)
+        return _evaluate_all(config, wanted, module, splits, workdir, trained, started)
 
 
 def _parts(config, wanted) -> list[Part]:
@@ -88,21 +92,21 @@ def _phases(method: str) -> tuple[str, ...]:
     return ('prune', 'finetune') if METHODS[method].learned else ('finetune',)
 
 
-def _train_part(config, wanted, part, module, splits, workdir):
-    """Trains one part, unless that is done."""
+def _train_part(config, wanted, part, module, splits, workdir) -> bool:
+    """Trains one part, unless that is done; returns whether it was not."""
     directory = workdir / part.folder
     with distributed.together():
         if jax.process_index() == 0:
             for sentence in checkpoint.set_damaged_aside(directory):
                 print(sentence, flush=True)
     if checkpoint.is_finished(directory):
-        return
+        return False
     if part.phase == 'pretrain':
         variables = _initial_variables(config, module, splits)
         if not config.pretrain.epochs:  # the random network is the pretrained one
             about = checkpoint_meta(config, part, None, splits)
             checkpoint.save_network(directory / 'checkpoints', variables, about)
-            return
+            return True
     else:
         config = configs.for_method(config, part.method)
         source, _ = checkpoint.load(_source(config, wanted, part, workdir))
@@ -111,40 +115,69 @@ def _train_part(config, wanted, part, module, splits, workdir):
             for sentence in dead_ends(module, variables, splits.train.images.shape[1:]):
                 print(f'{part}: {sentence}; another allocation may help.', flush=True)
     train(config, part, module, variables, splits, directory)
+    return True
 
 
-def _evaluate_all(config, wanted, module, splits, workdir, started):
-    """Exports and evaluates the finished networks, writes result.json and the report."""
+def _evaluate_all(config, wanted, module, splits, workdir, changed, started):
+    """Exports and evaluates the finished networks, writes result.json and the report, as far as
+    there is something new; changed: whether there is."""
     writes, formats = jax.process_index() == 0, configs.names(config.export)
+    path, folder = workdir / 'result.json', workdir / 'export'
     result = _read_result(config, workdir)
     earlier = result['seconds']
-    for name, path in _networks(config, wanted, workdir).items():
-        variables, meta = checkpoint.load(path, config.evaluate.checkpoint)
-        folder, size = workdir / 'export', None
-        if writes:
-            folder.mkdir(exist_ok=True)
-            size = export(variables, module, meta, folder, name, formats)
-        (size, *_) = distributed.exchange(size)
+    for name, source in _networks(config, wanted, workdir).items():
+        variables, meta = checkpoint.load(source, config.evaluate.checkpoint)
+        files = [f'export/{name}{FORMATS[form].suffix}' for form in formats]
+        entry, size = None, None
         if 'evaluate' in wanted:
             entry = evaluate(config, name, module, variables, splits.test, workdir)
             entry |= {'method': meta['method'], 'phase': meta['phase'], 'title': _title(meta)}
             entry['density'] = meta['density'] or 1.0
-            entry['checkpoint'] = os.path.relpath(path, workdir)
-            entry['export'] = next((f'export/{name}{FORMATS[x].suffix}' for x in formats), None)
-            entry['size'] = size
+            entry['checkpoint'] = os.path.relpath(source, workdir)
+            entry['export'] = next(iter(files), None)
+            is_new = _is_new(entry, result, workdir, files)
+            if not distributed.exchange(is_new)[0]:  # the first process's word: it writes them
+                continue
+        if writes:
+            folder.mkdir(exist_ok=True)
+            size = export(variables, module, meta, folder, name, formats)
+        if entry:
+            entry['size'] = distributed.exchange(size)[0]
             others = [network for network in result['networks'] if network['name'] != name]
-            result['networks'] = [*others, entry]
+            result['networks'], changed = [*others, entry], True
             if writes:
                 card = json.dumps(zoo.card(config, entry), indent=1) + '\n'
                 write_atomically(folder / f'{name}.json', card)
-        result['seconds'] = round(earlier + time.monotonic() - started, 1)
-        if writes:
-            write_atomically(workdir / 'result.json', json.dumps(result, indent=1) + '\n')
+        if changed:
+            result['seconds'] = round(earlier + time.monotonic() - started, 1)
+            result['versions'] = {package: version(package) for package in PACKAGES}
+            if writes:
+                write_atomically(path, json.dumps(result, indent=1) + '\n')
     with distributed.together():  # a process that leaves earlier would wait for the others to end
         if writes:
-            page = report.write(workdir)
+            page = workdir / 'report' / 'index.html'
+            if changed or not _made_after(page, [path, *workdir.rglob('metrics.jsonl')]):
+                report.write(workdir)
             print(report.table(result), f'\nreport: {page}', flush=True)
     return result
+
+
+def _is_new(entry, result, workdir, files) -> bool:
+    """Whether a network's entry is not in the result, or its card or a file of it is missing, or
+    something was measured since its card was written."""
+    sizeless = [{k: v for k, v in old.items() if k != 'size'} for old in result['networks']]
+    card = workdir / 'export' / f'{entry["name"]}.json'
+    measured = workdir.glob(f'examples/{entry["name"]}.*.jsonl')
+    there = all((workdir / file).exists() for file in files)
+    return not (entry in sizeless and there and _made_after(card, measured))
+
+
+def _made_after(path: Path, sources: Iterable[Path]) -> bool:
+    """Whether a file is there, and as new as those of its sources that are."""
+    if not path.exists():
+        return False
+    made = path.stat().st_mtime_ns
+    return all(source.stat().st_mtime_ns <= made for source in sources if source.exists())
 
 
 def _shapes(config, module, splits):
@@ -289,7 +322,7 @@ def _title(meta: dict) -> str:
 
 def _read_result(config, workdir) -> dict:
     """result.json so far, or a new one."""
-    path, old = workdir / 'result.json', {'seconds': 0.0, 'networks': []}
+    path, old = workdir / 'result.json', {'seconds': 0.0, 'versions': {}, 'networks': []}
     try:
         if path.exists():
             old = {**old, **json.loads(path.read_text())}
@@ -305,6 +338,6 @@ def _read_result(config, workdir) -> dict:
         'objective': config.objective,
         'seed': config.seed,
         'seconds': old['seconds'],
-        'versions': {name: version(name) for name in PACKAGES},
+        'versions': old['versions'],
         'networks': list(networks.values()),
     }
