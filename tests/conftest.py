@@ -1,3 +1,5 @@
+import fcntl
+import json
 import os
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from absl import flags
 
 from robustprune_jax import pipeline
 from robustprune_jax.config import TRAINED, default
+from robustprune_jax.runtime.files import replacing
 
 CACHE = Path.home() / '.cache' / 'robustprune_jax' / 'xla'
 # Compiling is most of the tests' time: XLA optimises little, and keeps what it made for a next run.
@@ -41,7 +44,14 @@ def _optimised(request):
 
 
 @pytest.fixture(scope='session')
-def tiny_npz(tmp_path_factory):
+def shared(tmp_path_factory):
+    """A folder of all workers of this session."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if 'PYTEST_XDIST_WORKER' in os.environ else own
+
+
+@pytest.fixture(scope='session')
+def tiny_npz(shared):
     """12x12 images of 3 classes that a small network tells apart: a bright band, and noise."""
     rng = np.random.default_rng(0)
     arrays = {}
@@ -51,8 +61,9 @@ def tiny_npz(tmp_path_factory):
         for image, label in zip(images, labels, strict=True):
             image[4 * label : 4 * label + 4] += 130
         arrays |= {f'{part}_images': images.astype(np.uint8), f'{part}_labels': labels}
-    path = tmp_path_factory.mktemp('data') / 'tiny.npz'
-    np.savez(path, **arrays)
+    path = shared / 'tiny.npz'
+    with replacing(path) as temporary, temporary.open('wb') as file:
+        np.savez(file, **arrays)
     return path
 
 
@@ -77,7 +88,14 @@ def tiny_config(tiny_npz):
 
 
 @pytest.fixture(scope='session')
-def finished(tiny_config, tmp_path_factory):
-    """The workdir of a whole run, and what it returned. Not to be changed: copy it."""
-    workdir = tmp_path_factory.mktemp('runs') / 'finished'
-    return workdir, pipeline.run(tiny_config(), workdir)
+def finished(tiny_config, shared):
+    """The workdir of a whole run, and what it returned. Not to be changed: copy it.
+
+    The first worker that wants it makes it, for all of them.
+    """
+    workdir, returned = shared / 'finished', shared / 'finished.json'
+    with (shared / 'finished.lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not returned.exists():
+            returned.write_text(json.dumps(pipeline.run(tiny_config(), workdir)))
+    return workdir, json.loads(returned.read_text())
