@@ -25,7 +25,13 @@ flags.FLAGS.mark_as_parsed()  # Grain's threads read flags
 
 
 # Files that take longest, so that no worker is left alone with one at the end.
-SLOW = ('test_multiprocess.py', 'test_end_to_end.py', 'test_bounds.py', 'test_steps.py')
+SLOW = (
+    'test_multiprocess.py',
+    'test_interruptions.py',
+    'test_end_to_end.py',
+    'test_bounds.py',
+    'test_steps.py',
+)
 
 
 def pytest_collection_modifyitems(items):
