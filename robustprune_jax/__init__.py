@@ -13,6 +13,7 @@ _HOME = {
     'create_model': 'models',
     'default': 'config',
     'init_scores': 'pruning',
+    'intermediate': 'bounds',
     'load': 'zoo',
     'logits_fn': 'network',
     'margins': 'bounds',

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from robustprune_jax.models.layers import batch_norm
 
@@ -50,3 +51,23 @@ def drawn(module, image_shape):
         return rng.normal(0, spread, leaf.shape).astype(np.float32)
 
     return jax.tree.map(draw, shapes)
+
+
+def dense_relu(weights, images):
+    """The logits of layers (w, b) with relus between them."""
+    z = images.reshape(len(images), -1)
+    for w, b in weights[:-1]:
+        z = jax.nn.relu(z @ w + b)
+    w, b = weights[-1]
+    return z @ w + b
+
+
+def random_relu_network(key, sizes, count):
+    """dense_relu of random weights, sizes[0] a multiple of 4, and `count` images in [0, 1]."""
+    keys = jax.random.split(key, 2 * len(sizes))
+    weights = [
+        (jax.random.normal(k, (m, n)) / np.sqrt(m), 0.3 * jax.random.normal(b, (n,)))
+        for k, b, m, n in zip(keys[::2], keys[1::2], sizes[:-1], sizes[1:], strict=False)
+    ]
+    images = jax.random.uniform(keys[-1], (count, sizes[0] // 4, 2, 2))
+    return Partial(dense_relu, weights), images

@@ -5,7 +5,7 @@ shape; `bounds` maps node numbers to them. A linear form is a stack of rows [S, 
 """
 
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -65,13 +65,14 @@ def lower_bounds(
     number: int,
     bounds: Bounds,
     ball: Ball,
-    lower_slope: Callable | None,
+    lower_slope: Callable | dict[int, Array] | None,
 ) -> Array:
     """Returns lower bounds [S] of rows [S, ...] applied to node `number`.
 
-    The rows are carried backward through the affine nodes. lower_slope: how relu is relaxed, and
-    the walk goes on to the image; None: it ends at the first non-linear nodes, whose interval
-    bounds are used (so the last layer and the rows are one affine map).
+    The rows are carried backward through the affine nodes. lower_slope: how relu is relaxed, a rule
+    or each relu's slopes [S, ...], and the walk goes on to the image; None: it ends at the first
+    non-linear nodes, whose interval bounds are used (so the last layer and the rows are one affine
+    map).
     """
     return _walk(graph, rows, number, bounds, ball, lower_slope)[0]
 
@@ -99,7 +100,10 @@ def _walk(graph, rows, number, bounds, ball, lower_slope):
         if lower_slope is None and not isinstance(node, Affine):
             low += _lowest(form, *bounds[i])
             continue
-        constants, parts = node.backward(form, lower_slope, *(bounds[j] for j in node.inputs))
+        slope = lower_slope
+        if isinstance(lower_slope, dict):
+            slope = partial(_given, lower_slope.get(i))
+        constants, parts = node.backward(form, slope, *(bounds[j] for j in node.inputs))
         if constants is not None:
             low, high = low + constants[0], high + constants[1]
         for j, part in zip(node.inputs, parts, strict=True):
@@ -107,6 +111,10 @@ def _walk(graph, rows, number, bounds, ball, lower_slope):
     if 0 not in forms:
         return low, high
     return low + _lowest_in_ball(forms[0], ball), high - _lowest_in_ball(-forms[0], ball)
+
+
+def _given(slopes, upper_slope, negative_slope):
+    return slopes
 
 
 def refined(
