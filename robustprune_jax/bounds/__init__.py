@@ -18,14 +18,17 @@ from robustprune_jax.bounds.margins import (
     problem,
     verified,
 )
+from robustprune_jax.bounds.verify import Verdict, verify
 
 __all__ = [
     'METHODS',
     'NORMS',
     'Layer',
+    'Verdict',
     'intermediate',
     'label_spec',
     'margins',
     'problem',
     'verified',
+    'verify',
 ]

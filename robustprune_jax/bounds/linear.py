@@ -6,10 +6,10 @@ shape; `bounds` maps node numbers to them. A linear form is a stack of rows [S, 
 
 from collections.abc import Callable
 from functools import partial, reduce
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from robustprune_jax.bounds.affine import MIXING, Affine
 from robustprune_jax.bounds.nodes import Array, Graph, row_sum
@@ -20,14 +20,15 @@ Bounds = dict[int, tuple[Array, Array]]
 IMAGES = 'images'  # the name of the batch axis over which bounds are vmapped
 
 
-class Ball(NamedTuple):
+@struct.dataclass
+class Ball:
     """The perturbed images: the box [lower, upper], and within it an l_2 or l_1 ball."""
 
     image: Array
     lower: Array
     upper: Array
     eps: Array
-    norm: str
+    norm: str = struct.field(pytree_node=False)
 
 
 def intervals(graph: Graph, ball: Ball) -> Bounds:
@@ -44,8 +45,8 @@ def _lowest(rows: Array, lower: Array, upper: Array) -> Array:
     return row_sum(rows * center) - row_sum(jnp.abs(rows) * radius)
 
 
-def _lowest_in_ball(rows: Array, ball: Ball) -> Array:
-    """The least value of each row over the perturbed images."""
+def lowest_in_ball(rows: Array, ball: Ball) -> Array:
+    """Returns the least value [S] of each row [S, ...] over the perturbed images."""
     box = _lowest(rows, ball.lower, ball.upper)
     if ball.norm == 'linf':
         return box
@@ -110,7 +111,7 @@ def _walk(graph, rows, number, bounds, ball, lower_slope):
             forms[j] = forms[j] + part if j in forms else part
     if 0 not in forms:
         return low, high
-    return low + _lowest_in_ball(forms[0], ball), high - _lowest_in_ball(-forms[0], ball)
+    return low + lowest_in_ball(forms[0], ball), high - lowest_in_ball(-forms[0], ball)
 
 
 def _given(slopes, upper_slope, negative_slope):

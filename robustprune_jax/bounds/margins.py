@@ -96,7 +96,7 @@ def margins(
     if engine == 'jax_verify':
         from robustprune_jax.bounds import jax_verify  # an optional extra
 
-        boxes = jax.vmap(partial(_box, clip=clip))(images, eps)
+        boxes = jax.vmap(partial(box, clip=clip))(images, eps)
         lower = jax_verify.lower_bounds(logits_fn, *boxes, rows, method)
     else:
         memory_gb = memory_gb or DEFAULT_MEMORY_GB
@@ -203,10 +203,11 @@ def problem(
     struct = jax.ShapeDtypeStruct(image.shape, image.dtype)
     graph = build(lambda x: logits_fn(x[None])[0], struct, dtype)
     image = image.astype(graph.dtype)
-    return graph, linear.Ball(image, *_box(image, eps, clip), eps, norm)
+    return graph, linear.Ball(image, *box(image, eps, clip), eps, norm)
 
 
-def _box(image, eps, clip):
+def box(image, eps, clip):
+    """Returns the least and largest image of the l_inf ball within `clip`."""
     lower, upper = image - eps, image + eps
     if clip is not None:
         lower, upper = jnp.maximum(lower, clip[0]), jnp.minimum(upper, clip[1])
@@ -222,7 +223,7 @@ def _native(logits_fn, images, eps, spec, clip, method, norm, dtype, memory_gb, 
         last = len(graph.nodes) - 1
         return linear.lower_bounds(graph, rows, last, bounds, ball, METHODS[method].lower_slope)
 
-    return _each(logits_fn, images, eps, clip, method, norm, dtype, memory_gb, of_margins, spec)
+    return each(logits_fn, images, eps, clip, method, norm, dtype, memory_gb, of_margins, spec)
 
 
 @partial(jax.jit, static_argnames=('method', 'norm', 'dtype', 'memory_gb'))
@@ -233,7 +234,7 @@ def _inside(logits_fn, images, eps, clip, method, norm, dtype, memory_gb):
         read = [(n, bounds[n.inputs[0]]) for n in graph.nodes[1:] if not isinstance(n, Affine)]
         return [(*map(_alone, pair), jnp.sum(node.undecided(*pair))) for node, pair in read]
 
-    return _each(logits_fn, images, eps, clip, method, norm, dtype, memory_gb, of_layers)
+    return each(logits_fn, images, eps, clip, method, norm, dtype, memory_gb, of_layers)
 
 
 def _alone(value):
@@ -241,8 +242,11 @@ def _alone(value):
     return value[0] if value.shape[:1] == (1,) else value
 
 
-def _each(logits_fn, images, eps, clip, method, norm, dtype, memory_gb, result, *args):
-    """result(graph, ball, bounds of its nodes, *args) of every image and its part of args."""
+def each(logits_fn, images, eps, clip, method, norm, dtype, memory_gb, result, *args):
+    """Returns result(graph, ball, bounds of its nodes, *args) of every image and its part of args.
+
+    For use inside jit. On CPU one image comes after the other.
+    """
     refines, lower_slope, _ = METHODS[method]
     groups = len(images) if refines and compiler.backend() == 'cpu' else 1
 
