@@ -19,8 +19,10 @@ from robustprune_jax.bounds.linear import Ball
 from robustprune_jax.bounds.splits import Domains
 from robustprune_jax.bounds.units import Rows, Units
 
-RATES, ITERATIONS = (0.01, 0.05), 50  # of alpha and beta
-CANDIDATES = 8
+# Short climbs: a domain inherits what its parents found, and is halved again or proved. On
+# cifar_model at 2/255, 5 steps took half the time of 10 to 50 for the same proof.
+RATES, ITERATIONS = (0.1, 0.1), 5  # of alpha and beta
+CANDIDATES = 3  # units whose halves are bounded to choose one
 LEAF_TOLERANCE = 1e-6  # of the linear program
 BATCHES = (8, 64)  # domains halved at once: the first few, and then
 

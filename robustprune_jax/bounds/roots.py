@@ -8,8 +8,8 @@ from robustprune_jax.bounds.linear import Ball
 from robustprune_jax.bounds.units import Rows, Units
 
 RATES = (0.1, 0.0)  # of alpha; nothing is split, so beta says nothing
-ITERATIONS, INSIDE_ITERATIONS = 100, 20
-BATCHES = (16, 64)  # rows at once
+ITERATIONS, INSIDE_ITERATIONS = 30, 10
+BATCHES = (16, 128)  # rows at once: those of branching's halves, for the same programs
 
 
 def bounded(

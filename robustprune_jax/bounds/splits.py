@@ -96,7 +96,7 @@ def _least(rows, ball):
     return jnp.clip(ball.image - ball.eps * direction, ball.lower, ball.upper)
 
 
-@partial(jax.jit, static_argnames=('sizes', 'iterations'))
+@partial(jax.jit, static_argnames='sizes')
 def climb(
     units: Units,
     sizes: tuple[int, ...],
@@ -152,9 +152,8 @@ def halves(
     gain: Array,
     ball: linear.Ball,
     candidates: int,
-) -> tuple[Domains, Array]:
-    """Returns both halves of each domain, [2 D, U] (all first, then all second halves), and the
-    units that were split [D].
+) -> Domains:
+    """Returns both halves of each domain, [2 D, U]: all the first, then all the second ones.
 
     Of the `candidates` units of largest gain, the one is split whose worse half has the best bound,
     with the slopes and multipliers as they are (kFSB, Wang et al. 2021).
@@ -170,7 +169,7 @@ def halves(
     scores = jnp.where(jnp.take_along_axis(gain, tried, 1).T > 0, scores, -jnp.inf)
     unit = jnp.take_along_axis(tried, jnp.argmax(scores, axis=0)[:, None], 1)[:, 0]
     both = [_half(domains, unit, side) for side in (1, -1)]
-    return jax.tree.map(lambda *sides: jnp.concatenate(sides), *both), unit
+    return jax.tree.map(lambda *sides: jnp.concatenate(sides), *both)
 
 
 def _half(domains, unit, side):

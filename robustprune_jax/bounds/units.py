@@ -23,7 +23,7 @@ from robustprune_jax.bounds.relu import Relu
 
 ROWS_AT_ONCE = 64
 # Layers are filled up to one of these counts of units, so that few programs serve all images.
-SIZES = sorted({*(2**i for i in range(3, 20)), *(3 * 2**i for i in range(3, 19))})
+SIZES = [0, *(2**i for i in range(4, 9)), *range(512, 2**20, 256)]
 
 
 class Rows(NamedTuple):
@@ -92,7 +92,7 @@ def reduced(
 
 
 def _place(count):
-    return next(size for size in (0, *SIZES) if size >= count)
+    return next(size for size in SIZES if size >= count)
 
 
 def _filled(values, count):
