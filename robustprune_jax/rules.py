@@ -181,7 +181,8 @@ FIELDS: dict[str, Rule] = {
     'evaluate.pgd.steps': _at_least_1,
     'evaluate.pgd.norm': _named(NORMS),
     'evaluate.pgd.restarts': _at_least_1,
-    'evaluate.certified.methods': _each_named(BOUNDS),
+    'evaluate.certified.methods': _each_named((*BOUNDS, 'complete')),
+    'evaluate.certified.timeout': _at_least_0,
     'evaluate.certified.memory_gb': _above_0,
     'evaluate.smooth.examples': _at_least_0,
     'evaluate.smooth.sigma': _pixels,
@@ -217,6 +218,8 @@ def _relations(config: ConfigDict) -> Iterator[tuple[str, bool, str]]:
     norm, proves = config.evaluate.pgd.norm, names(config.evaluate.certified.methods)
     known = config.evaluate.attack == 'pgd' or norm in BALLS
     yield 'evaluate.pgd.norm', known, f'{" or ".join(BALLS)}: standard has no other'
+    last = 'complete' not in proves[:-1]
+    yield 'evaluate.certified.methods', last, 'complete last: it decides what bounds leave'
     known = not proves or norm in BOUNDED
     yield 'evaluate.pgd.norm', known, f'{", ".join(BOUNDED)}: bounds have no other'
     pruning = config.pruning

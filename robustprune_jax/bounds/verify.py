@@ -19,7 +19,6 @@ from robustprune_jax.bounds.affine import Affine
 from robustprune_jax.bounds.branching import branch
 from robustprune_jax.bounds.graph import build
 from robustprune_jax.bounds.margins import DEFAULT_MEMORY_GB, box, each, label_spec, margins
-from robustprune_jax.bounds.margins import verified as is_verified
 from robustprune_jax.bounds.relu import Relu, crown_slope
 from robustprune_jax.bounds.units import reduced
 from robustprune_jax.runtime import compiler, inputs
@@ -31,14 +30,14 @@ class Verdict(NamedTuple):
     """What is known of one image.
 
     status: 'verified', 'falsified', 'undecided' or 'misclassified' (not attempted); by: the stage
-    that decided, '' if none; bound: the least lower bound of a margin that was reached (verified:
-    above 0 or 0); domains: bounded by branch and bound; seconds: spent on this image alone;
+    that decided, '' if none; bound: the least lower bound of a margin that was reached, 0 where
+    branching proved it; domains: bounded by branch and bound; seconds: spent on this image alone;
     adversarial: [H, W, C], an image in the ball that the network gets wrong; reason: why undecided.
     """
 
     status: str
-    by: str = ''
-    bound: float = -np.inf
+    by: str
+    bound: float
     domains: int = 0
     seconds: float = 0.0
     adversarial: np.ndarray | None = None
@@ -101,15 +100,18 @@ def _ball(image, eps, clip, norm):
 
 def _cheap(logits_fn, images, labels, eps, norm, clip, key, memory_gb) -> list[Verdict | None]:
     """What intervals and PGD decide, for all images at once."""
-    verdicts = [None] * len(images)
-    predicted = np.asarray(jax.jit(lambda f, x: jnp.argmax(f(x), -1))(logits_fn, images))
-    for i in np.flatnonzero(predicted != labels):
-        verdicts[i] = Verdict('misclassified', 'clean')
+    predicted = np.asarray(_predicted(logits_fn, images))
     lower = margins(logits_fn, images, labels, eps=eps, method='ibp', norm=norm, clip=clip)
-    proved = np.asarray(is_verified(lower)) & (predicted == labels)
-    least = np.partition(np.asarray(lower), 1, axis=1)  # the own class has 0
-    for i in np.flatnonzero(proved):
-        verdicts[i] = Verdict('verified', 'ibp', float(least[i, 1]))
+    others = np.arange(lower.shape[1]) != labels[:, None]
+    least = np.where(others, lower, np.inf).min(axis=1).tolist()
+    verdicts = [
+        Verdict('misclassified', 'clean', bound)
+        if wrong
+        else Verdict('verified', 'ibp', bound)
+        if bound > 0
+        else None
+        for wrong, bound in zip(predicted != labels, least, strict=True)
+    ]
     left = np.array([verdict is None for verdict in verdicts])
     if norm not in ATTACKED or not left.any():
         return verdicts
@@ -120,7 +122,7 @@ def _cheap(logits_fn, images, labels, eps, norm, clip, key, memory_gb) -> list[V
         found = np.clip(found, *clip)
         wrong = np.asarray(_predicted(logits_fn, found)) != labels
         for i in np.flatnonzero(wrong & left):
-            verdicts[i] = Verdict('falsified', 'pgd', adversarial=found[i])
+            verdicts[i] = Verdict('falsified', 'pgd', least[i], adversarial=found[i])
     return verdicts
 
 

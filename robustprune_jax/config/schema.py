@@ -173,9 +173,11 @@ def default() -> ConfigDict:
     config.evaluate.pgd.norm = 'linf'
     config.evaluate.pgd.restarts = 1  # random starts; the worst counts
     config.evaluate.certified = ConfigDict()
-    # Comma-separated, cheap first, of ibp, crown_ibp, crown, symbolic: bounds over pgd's ball.
+    # Comma-separated, cheap first, of ibp, crown_ibp, crown, symbolic, alpha_crown: bounds over
+    # pgd's ball; last, complete: branch and bound.
     config.evaluate.certified.methods = ''
     config.evaluate.certified.memory_gb = 2.0  # for crown and symbolic, about
+    config.evaluate.certified.timeout = 120.0  # seconds an image, of complete; 0: no branching
     config.evaluate.smooth = ConfigDict()  # certification by randomized smoothing
     config.evaluate.smooth.examples = 0  # the first N test images; 0: none
     config.evaluate.smooth.sigma = 0.25  # pixel units

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
 from robustprune_jax import attacks, smoothing
-from robustprune_jax.bounds import margins
+from robustprune_jax.bounds import margins, verify
 from robustprune_jax.config import certificates
 from robustprune_jax.data import Split
 from robustprune_jax.data.augment import to_float
@@ -74,7 +75,8 @@ def evaluate(
     Bounds form a cascade over the ball of config.evaluate.pgd: the first of
     config.evaluate.certified.methods sees every image, each later one those that neither the ones
     before verified nor PGD broke. An image counts as verified by a method when, margin by margin,
-    the largest bound of that and the methods before is positive.
+    the largest bound of that and the methods before is positive. 'complete', the last, is
+    bounds.verify: each line has what a Verdict says, and what it falsifies counts as attacked.
 
     With config.evaluate.attack 'standard' the ensemble of attacks.standard follows PGD, in the same
     ball: a line has the attack that broke the image, 'clean' if it needed none, '' if it stands.
@@ -93,8 +95,8 @@ def evaluate(
         robust['standard'], broken_by_ensemble = _under_ensemble(subject, pgd)
         broken = broken | broken_by_ensemble
     if methods := certificates(config):
-        memory_gb = settings.certified.memory_gb
-        robust |= _proved(subject, methods, pgd, memory_gb, clean & attacked, broken)
+        certified = settings.certified
+        robust |= _proved(subject, methods, pgd, certified, clean & attacked, broken)
     if settings.smooth.examples:
         robust['smooth'] = _certified_radii(subject, settings.smooth)
     layers = _weights(module, variables, test.images.shape[1:])
@@ -188,7 +190,7 @@ def _proved(
     subject: Subject,
     methods: list[str],
     pgd: dict,
-    memory_gb: float,
+    settings: ConfigDict,
     stands: np.ndarray,
     broken: np.ndarray,
 ) -> dict[str, dict]:
@@ -200,26 +202,73 @@ def _proved(
     ball, robust = {'eps': pgd['eps'], 'norm': pgd['norm']}, {}
     verified = np.zeros(subject.count, bool)
     for i, method in enumerate(methods):
-        bound = partial(
-            _least_margin, subject.placed, subject.mesh, methods[: i + 1], ball, memory_gb
-        )
         wanted = np.flatnonzero(stands & ~verified) if i else None
         before = {'after': methods[:i], 'pgd': pgd} if i else {'after': []}  # what chose `wanted`
-        lines = subject.record(method, {**ball, **before}, bound, wanted=wanted)
-        verified[[line['index'] for line in lines if line['margin'] > 0]] = True
+        if method == 'complete':
+            lines, given = _decided(subject, ball, settings, before, wanted)
+            proved = [line['index'] for line in lines if line['status'] == 'verified']
+            lost = [line['index'] for line in lines if line['status'] == 'falsified']
+            stands = stands & ~np.isin(np.arange(subject.count), lost)
+        else:
+            given = ball
+            bound = partial(
+                _least_margin,
+                subject.placed,
+                subject.mesh,
+                methods[: i + 1],
+                ball,
+                settings.memory_gb,
+            )
+            lines = subject.record(method, {**ball, **before}, bound, wanted=wanted)
+            proved = [line['index'] for line in lines if line['margin'] > 0]
+        verified[proved] = True
         accuracy = float(verified.mean())
-        robust[method] = {'accuracy': accuracy, 'examples': subject.count, **ball}
+        robust[method] = {'accuracy': accuracy, 'examples': subject.count, **given}
     fooled = np.flatnonzero(verified & broken)
     if len(fooled):
         raise AssertionError(
             f'{subject.name}: test images {fooled[:5].tolist()} are verified and misclassified '
             'under attack: a bound is not sound; please report it'
         )
+    undecided = stands & ~verified
     robust[methods[-1]] |= {
         'attacked': float(np.mean(~stands)),
-        'undecided': float(np.mean(stands & ~verified)),
+        'undecided': float(np.mean(undecided)),
+        'counts': {
+            'verified': int(verified.sum()),
+            'falsified': int((~stands).sum()),
+            'undecided': int(undecided.sum()),
+        },
     }
     return robust
+
+
+def _decided(subject, ball, settings, before, wanted) -> tuple[list[dict], dict]:
+    """The lines of branch and bound, an image at a time for each process, and its settings."""
+
+    def decide(batch, first):
+        mine = np.array_split(np.flatnonzero(batch['mask']), jax.process_count())
+        mine = mine[jax.process_index()]
+        found = []
+        if len(mine):
+            images, labels = to_float(batch['image'][mine]), batch['label'][mine]
+            found = verify(
+                subject.network,
+                images,
+                labels,
+                **ball,
+                timeout=settings.timeout,
+                key=jax.random.fold_in(subject.key, first),
+                memory_gb=settings.memory_gb,
+            )
+        fields = ('status', 'by', 'reason', 'bound', 'domains', 'seconds')
+        verdicts = [{field: getattr(v, field) for field in fields} for v in found]
+        verdicts = [*chain(*distributed.exchange(verdicts))]
+        return {field: np.array([v[field] for v in verdicts]) for field in fields}
+
+    given = {**ball, 'timeout': settings.timeout}
+    header, at_once = {**given, **before}, jax.process_count()
+    return subject.record('complete', header, decide, at_once, wanted), given
 
 
 def _least_margin(network, mesh, methods, ball, memory_gb, batch, first):

@@ -9,6 +9,8 @@ TITLES = {
     'crown_ibp': 'CROWN-IBP',
     'crown': 'CROWN',
     'symbolic': 'symbolic',
+    'alpha_crown': 'alpha-CROWN',
+    'complete': 'branch and bound',
 }
 
 
@@ -52,7 +54,10 @@ def _accuracies(evaluation: str, entry: dict) -> list[tuple[str, float]]:
     else:
         title = TITLES.get(evaluation, evaluation)
     if entry.get('accuracy') is not None:
-        return [(title, entry['accuracy'])]
+        accuracies = [(title, entry['accuracy'])]
+        if evaluation == 'complete' and 'undecided' in entry:
+            accuracies.append((f'{title}: undecided', entry['undecided']))
+        return accuracies
     certified = entry.get('certified_accuracy') or {}
     return [(f'{title} r={radius}', accuracy) for radius, accuracy in certified.items()]
 

@@ -58,6 +58,8 @@ def test_a_wrong_argument_is_named(argument, message):
         ('prune.objective', 'nat', "unknown config.prune.objective 'nat': did you mean 'natural'"),
         ('evaluate.certified.methods', 'ibp,crwn', "certified.methods 'crwn': did you mean 'crown"),
         ('evaluate.certified.methods', 'ibp, ibp', 'no name twice'),
+        ('evaluate.certified.methods', 'complete,ibp', 'complete last'),
+        ('evaluate.certified.timeout', -1.0, 'at least 0'),
         ('seed', 2**32, r'below 2\*\*32'),  # jax's key of it is that of 0
         ('objectiv', 'pgd', "unknown config field 'objectiv': did you mean 'objective'"),
         ('attack', {'eps': 0.1}, 'config.attack.norm is missing'),

@@ -153,7 +153,7 @@ def certified_run(tiny_config, tmp_path_factory):
     config.densities = (0.5,)
     config.phases = 'pretrain,prune,finetune,evaluate'
     config.certified.eps = config.evaluate.pgd.eps = 0.02
-    config.evaluate.certified.methods = 'ibp,crown_ibp,symbolic'
+    config.evaluate.certified.update(methods='ibp,crown_ibp,symbolic,complete', timeout=5.0)
     for phase in ('pretrain', 'prune', 'finetune'):
         config[phase].update(optimizer='adam', learning_rate=2e-3)
     config.pretrain.update(epochs=16, ramp_epochs=8.0)
@@ -165,10 +165,14 @@ def test_verified_accuracy_is_below_attacked_accuracy(certified_run):
     _, workdir, result = certified_run
     for network in result['networks']:
         robust = network['robust']
-        accuracies = [robust[m]['accuracy'] for m in ('ibp', 'crown_ibp', 'symbolic', 'pgd')]
+        cascade = ('ibp', 'crown_ibp', 'symbolic', 'complete', 'pgd')
+        accuracies = [robust[m]['accuracy'] for m in cascade]
         assert accuracies == sorted(accuracies)
-        end = robust['symbolic']
+        end = robust['complete']
         assert end['accuracy'] + end['attacked'] + end['undecided'] == pytest.approx(1)
+        assert sum(end['counts'].values()) == end['examples']
+        assert end['counts']['verified'] == pytest.approx(end['accuracy'] * end['examples'])
+        assert end['timeout'] == 5
     assert {n['name']: n for n in result['networks']}['pretrain']['robust']['ibp']['accuracy'] > 0.3
     metrics = read_jsonl(workdir / 'pretrain' / 'metrics.jsonl')
     assert metrics[0]['eps'] < metrics[-1]['eps'] == pytest.approx(0.02)
@@ -189,6 +193,8 @@ def test_verified_images_survive_a_strong_attack(certified_run):
         for method in ('ibp', 'crown_ibp', 'symbolic'):
             for line in read_jsonl(workdir / 'examples' / f'{name}.{method}.jsonl')[1:]:
                 assert stands[line['index']] or line['margin'] <= 0
+        for line in read_jsonl(workdir / 'examples' / f'{name}.complete.jsonl')[1:]:
+            assert stands[line['index']] or line['status'] != 'verified'
 
 
 def test_verification_goes_on_where_it_was_interrupted(certified_run, tmp_path):
