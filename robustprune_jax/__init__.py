@@ -24,6 +24,7 @@ _HOME = {
     'standard': 'attacks',
     'topk_masks': 'pruning',
     'verified': 'bounds',
+    'verify': 'bounds',
 }
 __all__ = [*_HOME, '__version__']
 
