@@ -16,6 +16,7 @@ from robustprune_jax.bounds import linear
 from robustprune_jax.bounds.nodes import Array
 from robustprune_jax.bounds.relu import Relu, crown_slope
 from robustprune_jax.bounds.units import Rows, Units
+from robustprune_jax.bounds.windows import product
 
 DECAY = 0.98  # of the rates, each step
 TINY = 1e-12  # so that a unit that seems to lose nothing is still one to split
@@ -60,9 +61,9 @@ def bound(
     upper = jnp.where(domains.split < 0, jnp.minimum(units.upper, 0), units.upper)
     relu = Relu((0,), units.negative_slope)
     above, intercept, below = relu.lines(lower, upper, lambda *_: domains.alpha)
-    coefficients, low, inputs, end = rows.units, rows.bias, [], sum(sizes)
+    coefficients, low, image, end = rows.units, rows.bias, rows.image, sum(sizes)
     outputs = []
-    for size in reversed(sizes):
+    for size, seen in zip(reversed(sizes), reversed(units.windows), strict=True):
         layer = slice(end - size, end)
         end -= size
         row = coefficients[:, layer]
@@ -71,11 +72,8 @@ def bound(
         z -= (domains.beta * domains.split)[:, layer]
         low += jnp.sum(negative * intercept[:, layer], axis=1) + z @ units.rows.bias[layer]
         coefficients = coefficients[:, :end] + z @ units.rows.units[layer, :end]
-        inputs.insert(0, z)
+        image += product(z, seen, image.shape[1])
         outputs.insert(0, row)
-    image = rows.image
-    if sizes:
-        image += jnp.concatenate(inputs, axis=1) @ units.rows.image
     row = jnp.concatenate([rows.units[:, :0], *outputs], axis=1)
     # What is left of the gap below relu, at the end where the lower line leaves less.
     loose = jnp.minimum(-domains.alpha * lower, (1 - domains.alpha) * upper)

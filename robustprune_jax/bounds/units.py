@@ -20,10 +20,11 @@ import numpy as np
 from robustprune_jax.bounds.margins import problem
 from robustprune_jax.bounds.nodes import Array, Graph
 from robustprune_jax.bounds.relu import Relu
+from robustprune_jax.bounds.windows import BLOCK, Windows, windows
 
 ROWS_AT_ONCE = 64
 # Layers are filled up to one of these counts of units, so that few programs serve all images.
-SIZES = [0, *(2**i for i in range(4, 9)), *range(512, 2**20, 256)]
+SIZES = [0, *(BLOCK * 2**i for i in range(4)), *range(16 * BLOCK, 2**20, 8 * BLOCK)]
 
 
 class Rows(NamedTuple):
@@ -44,12 +45,14 @@ class Rows(NamedTuple):
 
 
 class Units(NamedTuple):
-    """The unstable relus. rows: of z; lower, upper, negative_slope: [U], of z."""
+    """The unstable relus. rows: of z; lower, upper, negative_slope: [U], of z; windows: rows.image
+    of each layer, for products."""
 
     rows: Rows
     lower: Array
     upper: Array
     negative_slope: Array
+    windows: tuple[Windows, ...]
 
 
 def reduced(
@@ -87,7 +90,8 @@ def reduced(
     rows = Rows(*map(np.concatenate, zip(margins.at(slice(0)), *parts, strict=True)))
     slopes = {i: np.broadcast_to(graph.nodes[i].negative_slope, bounds[i][0].shape) for i in bounds}
     lower, upper = ({i: pair[side] for i, pair in bounds.items()} for side in (0, 1))
-    units = Units(rows, of_units(lower), of_units(upper), of_units(slopes))
+    seen = tuple(windows(part.image) for part in parts)
+    units = Units(rows, of_units(lower), of_units(upper), of_units(slopes), seen)
     return units, margins, tuple(size for size in places.values() if size)
 
 
