@@ -61,11 +61,12 @@ def branch(
     that the network gets wrong, or None; deadline: of time.monotonic().
     """
     queue, number, visited = [], count(), len(rows.bias)
+    placed = jax.device_put((units, ball))
 
     def push(row_of, bounds, domains):
-        for i in np.flatnonzero(bounds.lower <= 0):
-            domain = _Open(row_of[i], jax.tree.map(lambda x, i=i: x[i], domains), bounds.gain[i])
-            heapq.heappush(queue, (float(bounds.lower[i]), next(number), domain))
+        for i in np.flatnonzero(~(bounds.lower > 0)):  # a NaN proves nothing
+            parts = jax.tree.map(lambda x, i=i: x[i].copy(), (domains, bounds.gain))
+            heapq.heappush(queue, (float(bounds.lower[i]), next(number), _Open(row_of[i], *parts)))
 
     push(np.arange(len(rows.bias)), *jax.device_get(roots))
     while queue:
@@ -80,16 +81,18 @@ def branch(
         parents = [parent for _, _, parent in popped if parent.gain.any()]
         if not parents:
             continue
-        row_of, bounds, domains = _halved(units, sizes, rows, parents, ball, size)
-        visited += len(row_of)
+        bounds, domains = _halved(*placed, sizes, rows, parents, size)
+        visited += 2 * len(parents)
         if (point := fools(bounds.worst)) is not None:
-            return Outcome('falsified', float(bounds.lower.min()), visited, point)
-        push(row_of, bounds, domains)
+            return Outcome('falsified', popped[0][0], visited, point)
+        real = np.flatnonzero(np.arange(2 * size) % size < len(parents))
+        row_of = np.tile([parent.row for parent in parents], 2)
+        push(row_of, *jax.tree.map(lambda x, real=real: x[real], (bounds, domains)))
     return Outcome('verified', 0.0, visited)
 
 
-def _halved(units, sizes, rows, parents, ball, size):
-    """Both halves of each parent: their rows, bounds and domains, on the host."""
+def _halved(units, ball, sizes, rows, parents, size):
+    """The bounds of both halves of each parent, and the halves, [2 size], on the host."""
     fill = size - len(parents)
     row_of = np.array([parent.row for parent in parents])
     stack = jax.tree.map(lambda *x: np.stack([*x, *[x[0]] * fill]), *[p[1:] for p in parents])
@@ -97,10 +100,7 @@ def _halved(units, sizes, rows, parents, ball, size):
     candidates = min(CANDIDATES, len(units.lower))
     halves = splits.halves(units, sizes, taken, *stack, ball, candidates)
     both = Rows(*(np.concatenate([part, part]) for part in taken))
-    found = splits.climb(units, sizes, both, halves, ball, RATES, ITERATIONS)
-    real = np.flatnonzero(np.arange(2 * size) % size < len(parents))
-    bounds, domains = jax.tree.map(lambda x: x[real], jax.device_get(found))
-    return np.tile(row_of, 2), bounds, domains
+    return jax.device_get(splits.climb(units, sizes, both, halves, ball, RATES, ITERATIONS))
 
 
 def _leaf(units, sizes, rows, leaf, ball, fools):
@@ -110,11 +110,7 @@ def _leaf(units, sizes, rows, leaf, ball, fools):
     of the domain has a margin of 0 or less.
     """
     if ball.norm != 'linf':
-        return (
-            'undecided',
-            None,
-            f'all units are split, and in {ball.norm} no linear program decides',
-        )
+        return 'undecided', None, f'all is split, and in {ball.norm} no linear program decides'
     split = leaf.domain.split
     lower, upper = np.where(split > 0, 0, units.lower), np.where(split < 0, 0, units.upper)
     slope = np.where((lower < 0) | (upper <= 0), units.negative_slope, 1)

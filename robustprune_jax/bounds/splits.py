@@ -130,7 +130,7 @@ def climb(
 
     def goes_on(carry):
         step, *_, best, _ = carry
-        return (step <= iterations) & jnp.any(best <= 0)
+        return (step <= iterations) & ~jnp.all(best > 0)
 
     adam = optax.scale_by_adam()
     free = domains.alpha, domains.beta

@@ -164,9 +164,9 @@ def _prove(graph, logits_fn, image, label, ball, *, clip, timeout, memory_gb) ->
     if others:
         names = ', '.join(sorted(others))
         return verdict('undecided', '', lower.min(), reason=f'no branching on {names}')
-    units, rows, sizes = reduced(graph, logits_fn, image, spec[lower <= 0], bounds)
+    units, rows, sizes = reduced(graph, logits_fn, image, spec[~(lower > 0)], bounds)
     whole = roots.bounded(units, sizes, rows, ball)
-    if (whole[0].lower <= 0).any():
+    if not (whole[0].lower > 0).all():
         units = roots.tightened(units, sizes, ball)
         whole = roots.bounded(units, sizes, rows, ball)
     least = whole[0].lower.min()

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from networks import random_relu_network
 from scipy.optimize import linprog
 
-from robustprune_jax.bounds import splits, verify
+from robustprune_jax.bounds import intermediate, splits, verify
 from robustprune_jax.bounds.graph import build
 from robustprune_jax.bounds.margins import label_spec
 from robustprune_jax.bounds.units import reduced
@@ -39,9 +39,8 @@ def least_margin(weights, image, eps, row, split=None):
     for w, b in weights[:-1]:  # what intervals decide is not tried
         center, radius = (low + high) / 2 @ w + b, (high - low) / 2 @ abs(w)
         low, high = np.maximum(center - radius, 0), np.maximum(center + radius, 0)
-        choices += [
-            (-1,) * (h == 0) or (1,) * (lo > 0) or (-1, 1) for lo, h in zip(low, high, strict=True)
-        ]
+        signs = zip(low > 0, high > 0, strict=True)
+        choices += [(1,) if on else (-1, 1) if may else (-1,) for on, may in signs]
     if split is not None:
         choices = [(s,) if s else both for s, both in zip(split, choices, strict=True)]
     for pattern in itertools.product(*choices):
@@ -83,29 +82,26 @@ def test_complete_is_what_every_pattern_of_signs_says():
 def test_bounds_of_split_domains_are_below_the_truth_and_reach_it_when_all_is_split():
     network, images = random_relu_network(jax.random.key(5), (8, 6, 5, 3), 1)
     units, rows, sizes, ball = units_of(network, np.asarray(images[0]), 0.5)
-    start, places = 0, []  # where the units stand among the network's relus
-    for size, (_, bias) in zip(sizes, network.args[0], strict=False):
-        real = np.flatnonzero(units.lower[start : start + size] < 0)
-        assert len(real) == len(bias)  # all are unstable
-        places += (start + real).tolist()
-        start += size
-    rng = np.random.default_rng(0)
-    tight = 0
+    layers = intermediate(network, images, eps=0.5)
+    open_ = np.concatenate([(x.lower[0] < 0) & (x.upper[0] > 0) for x in layers])
+    places = np.flatnonzero((units.lower < 0) & (units.upper > 0))  # of the same, among the units
+    assert len(places) == open_.sum() >= 9
+    weights, rng = in_float64(network), np.random.default_rng(0)
+    flat = np.ravel(images[0]).astype(float)
     for left_open in (11, 6, 0, 0, 0):
-        signs = rng.choice([-1, 1], 11)
+        z, signs = np.clip(flat + rng.uniform(-0.5, 0.5, 8), 0, 1), []
+        for w, b in weights[:-1]:  # the signs of a point, so that there is one
+            signs += np.sign(z @ w + b).tolist()
+            z = np.maximum(z @ w + b, 0)
+        signs = np.array(signs) * open_
         signs[rng.permutation(11)[:left_open]] = 0
-        exact = least_margin(in_float64(network), np.ravel(images[0]), 0.5, [1, -1, 0], signs)
+        exact = least_margin(weights, flat, 0.5, [1, -1, 0], signs)
         whole = splits.whole(units, 1)
-        split = whole.split.at[0, np.array(places)].set(signs)
-        domain = whole._replace(split=split)
+        domain = whole._replace(split=whole.split.at[0, places].set(signs[open_]))
         found, _ = splits.climb(units, sizes, rows.at(slice(1)), domain, ball, (0.1, 0.3), 300)
-        if np.isfinite(exact):
-            assert found.lower[0] <= exact + 1e-5
-            tight += left_open == 0 and found.lower[0] > min(exact, 0) - 0.02
-        else:  # where no point is, multipliers raise the bound without end
-            assert found.lower[0] > 0
-            tight += 1
-    assert tight >= 3
+        assert found.lower[0] <= exact + 1e-5
+        if not left_open:  # it ends early above 0
+            assert found.lower[0] > min(exact - 0.02, 0)
 
 
 class Residual(nn.Module):
@@ -151,7 +147,7 @@ def test_the_units_are_the_network(residual):
 @pytest.mark.parametrize('norm, eps', [('linf', 0.02), ('l2', 0.1)])
 def test_what_is_verified_stands_and_what_is_falsified_is_in_the_ball(residual, norm, eps):
     network, images = residual
-    labels = np.asarray(jnp.argmax(network(images), -1))
+    labels = np.array(jnp.argmax(network(images), -1))
     labels[3] = (labels[3] + 1) % 4
     verdicts = verify(network, images, labels, eps=eps, norm=norm, timeout=20)
     assert verdicts[3].status == 'misclassified'
