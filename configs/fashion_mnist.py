@@ -18,6 +18,7 @@ def small(config: ConfigDict) -> None:
     config.densities = (0.05, 0.01)
     config.evaluate.examples = 2_000
     config.evaluate.pruned = True
+    recipes.original_fractions(config)
     config.pretrain.epochs = 8
     config.prune.epochs = 4
     config.finetune.epochs = 6

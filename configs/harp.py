@@ -30,5 +30,7 @@ def get_config(arg: str = '') -> ConfigDict:
     config.arch, config.objective, config.methods = 'resnet18', 'pgd', 'harp,hydra,lwm'
     for phase in TRAINED:
         config[phase].update(weight_decay=5e-4, schedule='cosine')
+    config.pruning.allocation = ''
+    config.overrides = 'hydra.pruning.allocation=uniform,lwm.pruning.allocation=uniform'
     config.pruning.rates.update(gamma=0.01, gradient='sum')
     return with_argument(config, arg, {'short': short})

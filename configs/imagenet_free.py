@@ -18,7 +18,7 @@ as large, after a warm-up. No numbers are expected: the original's repository ha
 
 from ml_collections import ConfigDict
 
-from robustprune_jax.config import default, with_argument
+from robustprune_jax.config import default, recipes, with_argument
 
 PHASES = {'pretrain': (90, 0.1), 'prune': (20, 0.1), 'finetune': (90, 0.01)}
 
@@ -38,6 +38,7 @@ def get_config(arg: str = '') -> ConfigDict:
     config.objective = 'free'
     config.free.n_repeats = 4
     config.densities = (0.05, 0.01)
+    recipes.original_fractions(config)
     config.attack.update(eps=4 / 255, step_size=1 / 255, steps=10)
     for phase, (epochs, learning_rate) in PHASES.items():
         config[phase].update(epochs=epochs, learning_rate=learning_rate, batch_size=256)

@@ -26,6 +26,7 @@ def get_config(arg: str = '') -> ConfigDict:
     config.dataset.validation = 1_000
     config.phases, config.methods = 'pretrain,prune,evaluate', 'hydra'
     config.densities = (0.8, 0.5, 0.2)
+    recipes.original_fractions(config)
     config.pretrain.update(objective='natural', epochs=10, learning_rate=0.05)
     config.prune.epochs = 10
     config.evaluate.pruned = True

@@ -33,7 +33,7 @@ def test_result_of_a_run(finished):
         assert network['title'] == titles[method]
         assert sum(kept for kept, _ in network['layers'].values()) == network['kept']
         if sizes:
-            assert network['kept'] == sum(kept_count(size, density) for size in sizes)
+            assert network['kept'] == kept_count(sum(sizes), density)
         assert network['examples'] == network['robust']['pgd']['examples'] == 40
         assert network['robust']['pgd']['accuracy'] <= network['clean_accuracy'] <= 1
         for evaluation, accuracy in (

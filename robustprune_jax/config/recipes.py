@@ -13,14 +13,19 @@ def fashion_mnist(config: ConfigDict) -> None:
     config.dataset.augment = 'none'
 
 
+def original_fractions(config: ConfigDict) -> None:
+    """The same fraction of every layer."""
+    config.pruning.allocation, config.pruning.per_class = 'uniform', 0
+
+
 def colour_images(config: ConfigDict, name: str) -> None:
-    """A data set of 32 x 32 images by its registered name, and the original's densities, at which
-    it keeps no class connected."""
+    """A data set of 32 x 32 images by its registered name, and the original's densities, which are
+    those of every layer, though they may cut off a class."""
     config.dataset.name = name
     config.dataset.augment = 'crop_flip'
     config.dataset.validation = 2_000
     config.densities = (0.1, 0.05, 0.01)
-    config.pruning.per_class = 0
+    original_fractions(config)
 
 
 def original_sgd(config: ConfigDict) -> None:

@@ -1,8 +1,8 @@
 """Pruning methods, each a combination of four things:
 
     method  criterion        learned  allocation  structure
-    hydra   scaled           yes      uniform     weights    Sehwag et al. 2020
-    lwm     scaled           no       uniform     weights    least weight magnitude, the baseline
+    hydra   scaled           yes      global      weights    Sehwag et al. 2020, there uniform
+    lwm     scaled           no       global      weights    least weight magnitude, the baseline
     snip    snip             no       uniform     weights    Lee et al. 2019, layer by layer
     grasp   grasp            no       global      weights    Wang et al. 2020
     random  kaiming_uniform  no       uniform     weights    a mask that is drawn
@@ -37,8 +37,8 @@ class Method(NamedTuple):
 
 
 METHODS: dict[str, Method] = {
-    'hydra': Method('HYDRA', learned=True),
-    'lwm': Method('LWM'),
+    'hydra': Method('HYDRA', learned=True, allocation='global'),
+    'lwm': Method('LWM', allocation='global'),
     'snip': Method('SNIP', criterion='snip'),
     'grasp': Method('GraSP', criterion='grasp', allocation='global'),
     'harp': Method('HARP', learned=True, allocation='learned'),
