@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from robustprune_jax.config.parts import Part
 from robustprune_jax.report import results
@@ -85,6 +86,8 @@ def by_size(experiment: Experiment) -> Drawn | None:
             x, mean, std = zip(*points, strict=True) if own and points else ((), (), ())
             axis.errorbar(x, mean, std if any(std) else None, elinewidth=1, **style)
         axis.set(xscale='log', xlabel=title)
+        axis.xaxis.set_major_formatter(EngFormatter())
+        axis.xaxis.set_minor_formatter(EngFormatter())
         axis.set_title(f'{column.title} accuracy (%)')
     axes[0].legend(loc='lower right')
     return drawn(
