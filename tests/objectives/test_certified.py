@@ -21,6 +21,7 @@ from robustprune_jax.network import logits_fn
 from robustprune_jax.objectives import OBJECTIVES, Progress
 from robustprune_jax.objectives.mixtrain import weight
 from robustprune_jax.objectives.ramps import fraction
+from robustprune_jax.report.columns import columns
 from robustprune_jax.runtime.files import read_jsonl
 from robustprune_jax.training import checkpoint
 
@@ -173,6 +174,8 @@ def test_verified_accuracy_is_below_attacked_accuracy(certified_run):
         assert sum(end['counts'].values()) == end['examples']
         assert end['counts']['verified'] == pytest.approx(end['accuracy'] * end['examples'])
         assert end['timeout'] == 5
+    titles = {column.title for column in columns([result])}
+    assert {'branch and bound', 'branch and bound: undecided'} <= titles
     assert {n['name']: n for n in result['networks']}['pretrain']['robust']['ibp']['accuracy'] > 0.3
     metrics = read_jsonl(workdir / 'pretrain' / 'metrics.jsonl')
     assert metrics[0]['eps'] < metrics[-1]['eps'] == pytest.approx(0.02)
