@@ -143,8 +143,8 @@ def _evaluate_all(config, wanted, module, splits, workdir, changed, started):
             size = export(variables, module, meta, folder, name, formats)
         if entry:
             entry['size'] = distributed.exchange(size)[0]
-            others = [network for network in result['networks'] if network['name'] != name]
-            result['networks'], changed = [*others, entry], True
+            networks = {network['name']: network for network in result['networks']}
+            result['networks'], changed = list((networks | {name: entry}).values()), True
             if writes:
                 card = json.dumps(zoo.card(config, entry), indent=1) + '\n'
                 write_atomically(folder / f'{name}.json', card)
