@@ -71,9 +71,12 @@ def _equation(graph, eqn, inputs, nested):
     if not any(isinstance(x, Ref | Sign) for x in inputs):
         outputs = bind(eqn, inputs)
         return outputs if eqn.primitive.multiple_results else [outputs]
-    # What a comparison says is no number: it can only select.
-    has_rule = name in RULES and (
-        name == 'select_n' or not any(isinstance(x, Sign) for x in inputs)
+    # What a comparison says is no number: it can only select. And BatchNorm that measures would
+    # measure one image.
+    has_rule = (
+        name in RULES
+        and (name == 'select_n' or not any(isinstance(x, Sign) for x in inputs))
+        and not (name == 'rsqrt' and _in_batch_norm(nested))
     )
     out = RULES[name](graph, eqn, inputs) if has_rule else None
     if out is None:
@@ -81,25 +84,21 @@ def _equation(graph, eqn, inputs, nested):
     return out if isinstance(out, list) else [out]
 
 
+def _in_batch_norm(nested) -> bool:
+    frames = [f for e in nested if e.source_info.traceback for f in e.source_info.traceback.frames]
+    return any('BatchNorm' in frame.function_name for frame in frames)
+
+
 def _refusal(nested) -> str:
     """What has no bound, where the model uses it, and what would have one."""
     name = nested[-1].primitive.name
-    calls = {
-        frame.function_name.split('.')[0]
-        for eqn in nested
-        if eqn.source_info.traceback
-        for frame in eqn.source_info.traceback.frames
-    }
-    norms = sorted(call for call in calls if call.endswith('Norm'))
-    if any('BatchNorm' in norm for norm in norms):
+    if _in_batch_norm(nested):
         hint = (
             'BatchNorm must be in eval mode inside a bound, and certified recipes use networks '
             'without it'
         )
-    elif norms:
-        hint = f'{norms[0]} divides by what it measures in the image: take BatchNorm, or none'
     elif name == 'convert_element_type':
         hint = 'casts to integers, and comparisons as numbers, are steps'
     else:
-        hint = 'there are bounds for affine functions, relu, leaky relu and maxima of windows'
+        hint = f'there are bounds for {", ".join(sorted(RULES))}'
     return f'no bound for the primitive {name!r}, as the model uses it at {place(nested)}; {hint}'

@@ -6,9 +6,10 @@ them, or None where the primitive is used in a way that has no bound.
 
 import jax.numpy as jnp
 
-from robustprune_jax.bounds import conv, max_pool, relu
+from robustprune_jax.bounds import conv, curves, max_pool, relu
 from robustprune_jax.bounds.affine import affine
 from robustprune_jax.bounds.nodes import Ref, Sign, bind, call, is_zero
+from robustprune_jax.bounds.product import product
 
 
 def _structural(graph, eqn, inputs):
@@ -67,10 +68,15 @@ def _negate(graph, eqn, inputs):
 
 
 def _product(graph, eqn, inputs):
-    """mul, dot_general, conv_general_dilated, and div by a constant."""
+    """mul and div; dot_general and conv_general_dilated with constants."""
     name = eqn.primitive.name
-    if all(isinstance(x, Ref) for x in inputs) or (name == 'div' and isinstance(inputs[1], Ref)):
-        return None
+    if name == 'div' and isinstance(inputs[1], Ref):
+        return curves.quotient(graph, *inputs)
+    if all(isinstance(x, Ref) for x in inputs):
+        if name != 'mul':
+            return None
+        x, y = inputs
+        return curves.curve(graph, jnp.square, 'square', x) if x == y else product(graph, x, y)
     if name == 'conv_general_dilated' and isinstance(inputs[1], Ref):
         return None
     apply = call(eqn)
@@ -107,6 +113,9 @@ def _select(graph, eqn, inputs):
 
 
 RULES = {
+    **dict.fromkeys(curves.SHAPES, curves.entrywise),
+    'erfc': curves.error_function_complement,
+    'integer_pow': curves.power,
     **dict.fromkeys(
         (
             'reshape',

@@ -273,8 +273,7 @@ class Odd(nn.Module):
     def __call__(self, x):
         x = nn.Conv(4, (3, 3))(x)
         layers = {
-            'silu': nn.silu,
-            'group_norm': nn.GroupNorm(2),
+            'sorted': jnp.sort,
             'steps': lambda x: nn.relu((10 * x).astype(int).astype(x.dtype)),
             'gate': lambda x: x * (x > 0),
         }
@@ -285,8 +284,7 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(
     ('layer', 'message'),
     [
-        ('silu', r"'logistic'.* at .*test_bounds\.py:\d+.*relu"),
-        ('group_norm', r'at .*test_bounds\.py:\d+.*; GroupNorm'),
+        ('sorted', r"'sort'.* at .*test_bounds\.py:\d+.*; there are bounds for abs, add"),
         # An interval through a cast was [0.5, 0.5] where the truth went down to -0.5.
         ('steps', r"'convert_element_type'.* at .*test_bounds\.py:\d+.*casts to integers"),
         ('gate', r"'convert_element_type'.* at .*test_bounds\.py:\d+.*comparisons as numbers"),
