@@ -39,9 +39,16 @@ def _training(**fields):
         'learning_rate': 0.1,  # the schedule's peak
         'momentum': 0.9,  # of sgd and rmsprop
         'weight_decay': 1e-4,  # L2, added to the gradient, on every tensor that trains
-        'schedule': 'cosine',  # cosine | original_cosine | step | constant
+        'l1': 0.0,  # weight in the loss of the sum of the kernels' absolute values, masks applied
+        'schedule': 'cosine',  # cosine | original_cosine | step | milestones | constant
+        'milestones': (50.0, 60.0),  # of the schedule so named: epochs from which on the rate is
+        'decay': 0.2,  # so many times as large
         'warmup_epochs': 0.0,  # linear warm-up, before the schedule; within `epochs`
         'ramp_epochs': 0.0,  # certified objectives: over how many first epochs eps rises
+        # Weights in the loss of any objective, of interval bounds in the ball of certified.eps.
+        'nrs': 0.0,  # that few ReLUs be unstable; 1e-3 to 1e-2 in the paper, in prune and finetune
+        'l_tight': 0.0,  # while eps rises: that bounds not widen from layer to layer; 0.5
+        'l_relu': 0.0,  # while eps rises: that as many ReLUs be active as inactive; 0.5
     }
     return ConfigDict({**section, **fields})
 
@@ -95,7 +102,8 @@ def default() -> ConfigDict:
     # Evaluation, bounds and certificates have 'highest'.
     config.matmul_precision = ''
 
-    # natural | pgd | trades | free | smooth | ibp | crown_ibp | mixtrain
+    # natural | pgd | trades | free | smooth | ibp | crown_ibp | mixtrain | mtl_ibp | cc_ibp |
+    # exp_ibp | sabr
     config.objective = 'trades'
     config.attack = ConfigDict()  # the attack of training and validation
     config.attack.eps = 0.1  # radius of the ball, in pixel units ([0, 1])
@@ -117,9 +125,23 @@ def default() -> ConfigDict:
     config.smooth.sigma = 0.25  # standard deviation of the noise, in pixel units
     config.smooth.beta = 6.0  # stability: weight of the KL term
     config.smooth.samples = 2  # adversarial: noises per image; the attack is config.attack
-    config.certified = ConfigDict()  # ibp, crown_ibp, mixtrain
+    config.certified = ConfigDict()  # objectives with bounds, and the weights l_tight, l_relu, nrs
     config.certified.eps = 0.1  # of l_inf, in pixel units; reached after a phase's ramp_epochs
     config.certified.ramp = 'linear'  # linear | smoothed | staircase
+    # mtl_ibp, cc_ibp, exp_ibp, sabr: in parts of eps, the radii that are attacked and bounded; the
+    # attack's steps, and their size in parts of its radius.
+    config.certified.factor_a = 1.0
+    config.certified.factor_t = 1.0
+    config.certified.steps = 1
+    config.certified.step_size = 10.0
+    # The bounds by which their validation measures, for evaluate.checkpoint=best: intervals do not
+    # foretell what complete verification proves; crown does best, and takes longest.
+    config.certified.validate_by = 'crown_ibp'
+    # alpha: what the bounds weigh against the attack.
+    config.mtl_ibp = ConfigDict({'alpha': 0.1})
+    config.cc_ibp = ConfigDict({'alpha': 0.1})
+    config.exp_ibp = ConfigDict({'alpha': 0.1})
+    config.sabr = ConfigDict({'part': 0.4})  # lambda: the small box's radius, in the bounds' radius
     # kappa: the weight of the clean loss against the worst case's, as eps rises from 0 to eps.
     config.ibp = ConfigDict({'kappa_start': 1.0, 'kappa_end': 0.5})
     config.crown_ibp = ConfigDict({'kappa_start': 0.0, 'kappa_end': 0.0})

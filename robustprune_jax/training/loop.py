@@ -23,6 +23,7 @@ from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.data.batches import train_batches
 from robustprune_jax.network import logits_fn, with_masks
 from robustprune_jax.objectives import OBJECTIVES, Objective
+from robustprune_jax.objectives.penalties import penalised
 from robustprune_jax.pruning import Choice, Method, configured
 from robustprune_jax.runtime import distributed, sharding
 from robustprune_jax.runtime.registry import lookup
@@ -169,6 +170,7 @@ def _phase(config, part: Part, module, variables, splits) -> Phase:
     chosen = choice(config, part, module, variables['scores'], image_shape) if prunes else None
     objective = lookup(OBJECTIVES, objective_name(config, part.phase), 'objective')(config)
     section, pseudo, steps_per_epoch = _passes(config, part.phase, splits)
+    objective = penalised(objective, section, config.certified)
     total_steps = section.epochs * steps_per_epoch
     return Phase(part, method, chosen, objective, section, pseudo, steps_per_epoch, total_steps)
 
@@ -180,6 +182,7 @@ def _passes(config, phase: str, splits) -> tuple[ConfigDict, int, int]:
     section.epochs = math.ceil(section.epochs / updates)
     section.warmup_epochs /= updates
     section.ramp_epochs /= updates
+    section.milestones = tuple(epoch / updates for epoch in section.milestones)
     pseudo = pseudo_per_batch(config, section.batch_size)
     return section, pseudo, math.ceil(len(splits.train.labels) / (section.batch_size - pseudo))
 

@@ -11,40 +11,51 @@ from ml_collections import ConfigDict
 from robustprune_jax.runtime.registry import lookup
 
 
-def cosine(learning_rate: float, steps: int, steps_per_epoch: int) -> optax.Schedule:
+def cosine(section: ConfigDict, steps: int, steps_per_epoch: int) -> optax.Schedule:
     """Returns half a cosine from learning_rate to 0, moving every step (Loshchilov & Hutter)."""
-    return optax.cosine_decay_schedule(learning_rate, steps)
+    return optax.cosine_decay_schedule(section.learning_rate, steps)
 
 
-def original_cosine(learning_rate: float, steps: int, steps_per_epoch: int) -> optax.Schedule:
+def original_cosine(section: ConfigDict, steps: int, steps_per_epoch: int) -> optax.Schedule:
     """Returns the original's cosine: per epoch e, learning_rate * (1 + cos(pi * (e - 1) / E)) / 2.
 
     Its peak is epoch 1, not 0, and it does not reach 0.
     """
-    epochs = steps / steps_per_epoch
+    epochs, peak = steps / steps_per_epoch, section.learning_rate
 
     def schedule(step):
-        return learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * (step // steps_per_epoch - 1) / epochs))
+        return peak * 0.5 * (1 + jnp.cos(jnp.pi * (step // steps_per_epoch - 1) / epochs))
 
     return schedule
 
 
-def step_decay(learning_rate: float, steps: int, steps_per_epoch: int) -> optax.Schedule:
+def step_decay(section: ConfigDict, steps: int, steps_per_epoch: int) -> optax.Schedule:
     """Returns the original's steps: times 0.1 from three quarters on, 0.01 from nine tenths."""
     return optax.piecewise_constant_schedule(
-        learning_rate, {math.ceil(0.75 * steps): 0.1, math.ceil(0.9 * steps): 0.1}
+        section.learning_rate, {math.ceil(0.75 * steps): 0.1, math.ceil(0.9 * steps): 0.1}
     )
 
 
-def constant(learning_rate: float, steps: int, steps_per_epoch: int) -> optax.Schedule:
+def milestones(section: ConfigDict, steps: int, steps_per_epoch: int) -> optax.Schedule:
+    """Returns learning_rate, times section.decay from each of section.milestones on.
+
+    Milestones are epochs of the phase; `steps` are those of it that follow the warm-up.
+    """
+    warmup = section.epochs * steps_per_epoch - steps
+    first = [max(round(epoch * steps_per_epoch) - warmup, 0) for epoch in section.milestones]
+    return lambda step: section.learning_rate * section.decay ** sum(step >= at for at in first)
+
+
+def constant(section: ConfigDict, steps: int, steps_per_epoch: int) -> optax.Schedule:
     """Returns learning_rate at every step."""
-    return optax.constant_schedule(learning_rate)
+    return optax.constant_schedule(section.learning_rate)
 
 
-SCHEDULES: dict[str, Callable[[float, int, int], optax.Schedule]] = {
+SCHEDULES: dict[str, Callable[[ConfigDict, int, int], optax.Schedule]] = {
     'cosine': cosine,
     'original_cosine': original_cosine,
     'step': step_decay,
+    'milestones': milestones,
     'constant': constant,
 }
 
@@ -64,7 +75,7 @@ def schedule(section: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     warmup = warmup_steps(section, steps_per_epoch)
     steps = section.epochs * steps_per_epoch - warmup
     shape = lookup(SCHEDULES, section.schedule, 'schedule')
-    after = shape(section.learning_rate, steps, steps_per_epoch)
+    after = shape(section, steps, steps_per_epoch)
     if not warmup:
         return after
     ramp = optax.linear_schedule(0.0, section.learning_rate, warmup)
