@@ -152,6 +152,7 @@ FIELDS: dict[str, Rule] = {
     'smooth.method': _named(SMOOTHINGS),
     'smooth.sigma': _pixels,
     'smooth.beta': _at_least_0,
+    'smooth.eta': _at_least_0,
     'smooth.samples': _at_least_1,
     'certified.eps': _must(lambda value: 0 < value <= 1, 'above 0 and at most 1, a pixel range'),
     'certified.ramp': _named(RAMPS),

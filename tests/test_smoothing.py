@@ -16,7 +16,11 @@ from robustprune_jax.objectives import OBJECTIVES, Progress
 from robustprune_jax.runtime.files import read_jsonl
 from robustprune_jax.smoothing import (
     ABSTAIN,
+    _until_decided,
+    anytime_bound,
+    anytime_evidence,
     certify,
+    certify_anytime,
     log_soft_vote,
     lower_confidence_bound,
     predict,
@@ -77,6 +81,77 @@ def test_counts_do_not_depend_on_how_images_are_batched():
     np.testing.assert_array_equal(together[3:], radii(IMAGES[3:5], 32, first=3))
 
 
+def test_anytime_bounds_hold_at_every_number_of_draws():
+    """Twice 10,000 sequences of 400 draws: the bound ever exceeds p in at most alpha of them. One
+    for a fixed number of draws, looked at as often, does in more."""
+    alpha, draws = 0.05, np.arange(1, 401)
+    rng = np.random.default_rng(0)
+    for p in (0.55, 0.9):
+        hits = np.cumsum(rng.random((10_000, 400)) < p, axis=1)
+        above = (anytime_evidence(p, hits, draws) >= -np.log(alpha)) & (hits > p * draws)
+        wrong = above.any(axis=1)
+        assert alpha / 50 < wrong.mean() <= alpha
+        # Where there is evidence, and only there, the bound is above p.
+        some = hits[:50, 19::20], draws[19::20]
+        bound = anytime_bound(*some, alpha)
+        np.testing.assert_array_equal(bound > p, above[:50, 19::20])
+        assert (bound < some[0] / some[1]).all()
+    fixed = lower_confidence_bound(hits[:2_000, 19::20], draws[19::20], alpha)
+    assert (fixed > 0.9).any(axis=1).mean() > 2 * alpha
+
+
+def test_anytime_bounds_by_hand():
+    """After 3 hits of 3 the mixture's likelihood is B(3.5, 0.5) / B(0.5, 0.5) = 5 / 16."""
+    assert anytime_bound(np.array([3]), np.array([3]), 0.1)[0] == pytest.approx(
+        (5 / 16 * 0.1) ** (1 / 3), rel=1e-9
+    )
+    assert anytime_bound(np.array([0]), np.array([3]), 0.1)[0] == 0
+
+
+ANYTIME = {'sigma': SIGMA, 'n0': 50, 'alpha': 0.01, 'num_classes': 2}
+
+
+def test_anytime_certificates_of_a_linear_network():
+    wanted = (0.4, 0.1, 2.5)  # the last is out of reach of 2,000 draws
+    labels, radii, draws = certify_anytime(
+        LINEAR, jax.random.key(2), IMAGES, wanted=wanted, n=2_000, batch_size=4096, **ANYTIME
+    )
+    exact, right = np.abs(DISTANCES), labels == (DISTANCES < 0)
+    assert ((radii > exact) | ((labels != ABSTAIN) & ~right)).sum() < 8  # as for a fixed n
+    assert (radii[labels == ABSTAIN] == 0).all()
+    for radius in wanted[:2]:
+        clear = np.abs(exact - radius) > 0.15
+        np.testing.assert_array_equal((right & (radii >= radius))[clear], (exact > radius)[clear])
+    assert (draws[np.minimum(abs(exact - 0.1), abs(exact - 0.4)) > 0.2] < 800).all()
+    assert draws.max() == 2_000
+
+
+def test_anytime_certificates_do_not_depend_on_how_images_are_batched():
+    def certificates(images, batch_size, first=0):
+        return certify_anytime(
+            LINEAR, jax.random.key(3), images, wanted=(0.0, 0.3), n=1_050,
+            batch_size=batch_size, first=first, **ANYTIME,
+        )  # fmt: skip
+
+    together = certificates(IMAGES[:5], 64)
+    assert len(set(together[2])) > 1
+    for found in (certificates(IMAGES[:5], 1000), certificates(IMAGES[:5], 4096)):
+        np.testing.assert_array_equal(together, found)
+    np.testing.assert_array_equal(np.array(together)[:, 3:], certificates(IMAGES[3:5], 32, first=3))
+
+
+def test_a_decided_radius_stays_so_though_the_evidence_shrinks():
+    """300 hits of 300 certify p = 0.95, and 100 of the next 200 take it below."""
+
+    def is_hit(image, copy):
+        return (copy < 300) | (copy % 2 == 0)
+
+    p = np.array([0.5, 0.95, 0.99])
+    hits, draws, certified = _until_decided(is_hit, 1, p, 500, 0.001, 100)
+    assert anytime_bound(hits, draws, 0.001)[0] < 0.95
+    np.testing.assert_array_equal(certified, [[True, True, False]])
+
+
 def test_predict_abstains_at_the_plane():
     near = 0.5 + 0.5 * (IMAGES[:20] - 0.5)  # so that on the plane they are still in [0, 1]
     to_plane = 0.5 * DISTANCES[:20, None] * WEIGHTS / np.linalg.norm(WEIGHTS)
@@ -93,6 +168,8 @@ def test_bad_settings():
     for name, value in (('sigma', 0.0), ('n', 0), ('alpha', 1.5), ('num_classes', 3)):
         with pytest.raises(ValueError, match=name):
             certify(LINEAR, jax.random.key(0), IMAGES[:1], **{**settings, name: value})
+    with pytest.raises(ValueError, match=r'wanted is \[-0.5\]'):
+        certify_anytime(LINEAR, jax.random.key(0), IMAGES[:1], wanted=(-0.5,), **settings)
 
 
 def test_soft_radii_are_numbers():
@@ -130,6 +207,23 @@ def test_gaussian_augmentation_is_cross_entropy_under_the_noise():
     assert float(value) == pytest.approx(float(expected.mean()), rel=1e-5)
     right = logits.argmax(1) == batch['label']
     assert float(metrics['noisy_accuracy']) == pytest.approx(float(right.mean()))
+
+
+def test_consistency_is_cross_entropy_divergence_and_entropy_of_the_votes():
+    settings = {'method': 'consistency', 'samples': 3}
+    found = {}
+    for beta, eta in ((0.0, 0.0), (2.0, 0.0), (0.0, 1.0)):
+        loss, batch = objective_loss(beta=beta, eta=eta, **settings)
+        found[beta, eta] = float(loss(batch, jax.random.key(6))[0])
+    noise = jax.random.normal(jax.random.key(6), (3, *batch['image'].shape))
+    votes = np.stack([jax.nn.softmax(LINEAR(batch['image'] + SIGMA * z)) for z in noise])
+    mean = votes.mean(axis=0)
+    natural = -np.log(votes[:, np.arange(8), batch['label']]).mean()
+    divergence = (mean * np.log(mean / votes)).sum(axis=-1).mean()
+    entropy = -(mean * np.log(mean)).sum(axis=-1).mean()
+    assert found[0.0, 0.0] == pytest.approx(natural, rel=1e-4)
+    assert found[2.0, 0.0] == pytest.approx(natural + 2 * divergence, rel=1e-4)
+    assert found[0.0, 1.0] == pytest.approx(natural + entropy, rel=1e-4)
 
 
 def test_soft_votes_stay_finite_where_a_class_has_none():
@@ -180,6 +274,23 @@ def test_certified_accuracies_of_a_run(smooth_run):
     assert curve[0] > 0.5
     assert 'validation_radius' in read_jsonl(workdir / 'pretrain' / 'metrics.jsonl')[-1]
     assert (workdir / 'report' / 'certified.png').exists()
+
+
+def test_an_anytime_certification_of_a_run(smooth_run, tmp_path):
+    config, finished, fixed = smooth_run
+    workdir = tmp_path / 'run'
+    shutil.copytree(finished, workdir)
+    config = config.copy_and_resolve_references()
+    config.evaluate.smooth.update(anytime=True, radii=(0.0, 0.05), n=500)
+    with pytest.raises(ValueError, match='wanted'):
+        pipeline.run(config, workdir)
+    (workdir / 'examples' / 'pretrain.smooth.jsonl').unlink()
+    entry = pipeline.run(config, workdir)['networks'][0]['robust']['smooth']
+    header, *lines = read_jsonl(workdir / 'examples' / 'pretrain.smooth.jsonl')
+    assert header['wanted'] == entry['wanted'] == [0.0, 0.05]
+    assert entry['draws'] == np.mean([line['draws'] for line in lines]) < 400
+    before = fixed['networks'][0]['robust']['smooth']['certified_accuracy']
+    assert entry['certified_accuracy']['0'] >= before['0'] - 1 / 12
 
 
 def test_certification_goes_on_where_it_was_interrupted(smooth_run, tmp_path):

@@ -121,10 +121,12 @@ def default() -> ConfigDict:
     # as with another objective; validate_every and checkpoint_every count passes.
     config.free.n_repeats = 4
     config.smooth = ConfigDict()
-    config.smooth.method = 'stability'  # stability | gaussian | adversarial
+    config.smooth.method = 'stability'  # stability | gaussian | adversarial | consistency
     config.smooth.sigma = 0.25  # standard deviation of the noise, in pixel units
-    config.smooth.beta = 6.0  # stability: weight of the KL term
-    config.smooth.samples = 2  # adversarial: noises per image; the attack is config.attack
+    config.smooth.beta = 6.0  # stability, consistency (its paper: 10 to 20): the KL term's weight
+    config.smooth.eta = 0.5  # consistency: the weight of the mean prediction's entropy
+    # adversarial, consistency: noises per image; adversarial's attack is config.attack.
+    config.smooth.samples = 2
     config.certified = ConfigDict()  # objectives with bounds, and the weights l_tight, l_relu, nrs
     config.certified.eps = 0.1  # of l_inf, in pixel units; reached after a phase's ramp_epochs
     config.certified.ramp = 'linear'  # linear | smoothed | staircase
@@ -205,6 +207,9 @@ def default() -> ConfigDict:
     config.evaluate.smooth.sigma = 0.25  # pixel units
     config.evaluate.smooth.n0 = 100  # noisy copies of an image that choose its class
     config.evaluate.smooth.n = 100_000  # others, that bound the class's probability
+    # True: an image's draws end when all of `radii` are decided, n being the most; larger radii,
+    # and so the mean radius, come out lower.
+    config.evaluate.smooth.anytime = False
     config.evaluate.smooth.alpha = 0.001  # a certificate's probability to be wrong
     config.evaluate.smooth.batch_size = 1_000  # noisy images
     config.evaluate.smooth.radii = (0.0, 0.25, 0.5, 0.75, 1.0)  # of l_2, for the table

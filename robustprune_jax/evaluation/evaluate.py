@@ -82,7 +82,7 @@ def evaluate(
     ball: a line has the attack that broke the image, 'clean' if it needed none, '' if it stands.
 
     Smoothing certifies the first config.evaluate.smooth.examples images: a line has the smoothed
-    classifier's prediction, -1 where it abstains, and the radius.
+    classifier's prediction, -1 where it abstains, and the radius; with `anytime` the draws, too.
     """
     settings, pgd = config.evaluate, dict(config.evaluate.pgd)
     subject = _subject(config, name, logits_fn(module, variables), test, workdir / 'examples')
@@ -286,11 +286,16 @@ def _least_margin(network, mesh, methods, ball, memory_gb, batch, first):
 def _certified_radii(subject: Subject, settings: ConfigDict) -> dict:
     """The entry of randomized smoothing, of the first settings.examples images."""
     sampling = {name: settings[name] for name in ('sigma', 'n0', 'n', 'alpha')}
+    measure, fields, copies = smoothing.certify, ('prediction', 'radius'), settings.n0 + settings.n
+    if settings.anytime:
+        sampling['wanted'] = list(settings.radii)
+        measure, fields = smoothing.certify_anytime, (*fields, 'draws')
+        copies = smoothing.LOOK // 4  # so that the batch stays full while images leave it
     count = min(settings.examples, subject.count)
 
     def certify(batch, first):
         images = to_float(batch['image'])
-        prediction, radius = smoothing.certify(
+        found = measure(
             subject.placed,
             subject.key,
             images,
@@ -299,14 +304,16 @@ def _certified_radii(subject: Subject, settings: ConfigDict) -> dict:
             first=first,
             **sampling,
         )
-        return {'prediction': prediction, 'radius': radius}
+        return dict(zip(fields, found, strict=True))
 
-    images_at_once = max(1, settings.batch_size // (settings.n0 + settings.n))
+    images_at_once = max(1, settings.batch_size // copies)
     lines = subject.record('smooth', sampling, certify, images_at_once, np.arange(count))
     right = np.array([line['label'] == line['prediction'] for line in lines])
     radius = np.array([line['radius'] for line in lines])
+    draws = {'draws': float(np.mean([line['draws'] for line in lines]))} if settings.anytime else {}
     return {
         **sampling,
+        **draws,
         'examples': count,
         'acr': float(np.mean(right * radius)),
         'abstention': float(np.mean([line['prediction'] == smoothing.ABSTAIN for line in lines])),

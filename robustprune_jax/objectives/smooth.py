@@ -1,4 +1,4 @@
-"""Training for randomized smoothing: stability, Gaussian augmentation, adversarial."""
+"""Training for randomized smoothing: stability, Gaussian augmentation, adversarial, consistency."""
 
 import jax
 import jax.numpy as jnp
@@ -73,14 +73,43 @@ def _adversarial(config):
     return loss
 
 
-SMOOTHINGS = {'stability': _stability, 'gaussian': _gaussian, 'adversarial': _adversarial}
+def _consistency(config):
+    """The mean over `samples` noises of CE(F_i, y) + beta * KL(F || F_i), plus eta * the entropy of
+    F, their mean softmax: the network is to say the same, and be sure, under all noises (Jeong &
+    Shin 2020; their lambda is beta).
+    """
+    sigma, samples = config.smooth.sigma, config.smooth.samples
+    beta, eta = config.smooth.beta, config.smooth.eta
+
+    def loss(logits_of, carry, batch, key, progress):
+        images, repeated = batch['image'], jnp.tile(batch['label'], samples)
+        noise = sigma * jax.random.normal(key, (samples, *images.shape), images.dtype)
+        noisy, batch_stats = logits_of((images + noise).reshape(-1, *images.shape[1:]), train=True)
+        votes = jax.nn.log_softmax(noisy).reshape(samples, len(images), -1)
+        mean = jax.nn.logsumexp(votes, axis=0) - jnp.log(samples)
+        unlike = jnp.mean(kl_divergence(votes, mean))
+        entropy = -jnp.mean(jnp.sum(jnp.exp(mean) * mean, axis=-1))
+        metrics = {'noisy_accuracy': accuracy(noisy, repeated), 'entropy': entropy}
+        total = jnp.mean(cross_entropy(noisy, repeated)) + beta * unlike + eta * entropy
+        return total, (carry, batch_stats, metrics)
+
+    return loss
+
+
+SMOOTHINGS = {
+    'stability': _stability,
+    'gaussian': _gaussian,
+    'adversarial': _adversarial,
+    'consistency': _consistency,
+}
 
 
 def smooth(config) -> Objective:
     """Returns the objective of config.smooth.method, in training mode and with unclipped noise.
 
-    Reads config.smooth: method, sigma (in pixel units), beta (of stability), samples (noises of
-    adversarial, which also reads config.attack). Validation estimates certified radii.
+    Reads config.smooth: method, sigma (in pixel units), beta (of stability and consistency), eta
+    (of consistency), samples (noises of adversarial, which also reads config.attack, and of
+    consistency). Validation estimates certified radii.
     """
     method = lookup(SMOOTHINGS, config.smooth.method, 'smoothing method')
     return Objective(method(config), smoothing={'sigma': config.smooth.sigma})
