@@ -17,6 +17,12 @@ torch_default = initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')  # U(+
 small_normal = initializers.normal(0.01)
 
 
+def bounds_normal(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+    """Returns N(0, 2 pi / fan_in ** 2): interval bounds keep their mean width from layer to layer
+    (Shi et al. 2021, section 3.2)."""
+    return jax.random.normal(key, shape, dtype) * (math.sqrt(2 * math.pi) / math.prod(shape[:-1]))
+
+
 def signed_constant(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
     """Returns +-sqrt(2 / fan_in), the sign of every entry drawn at random."""
     return jax.random.rademacher(key, shape, dtype) * math.sqrt(2 / math.prod(shape[:-1]))

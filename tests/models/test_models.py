@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from robustprune_jax.bounds import intermediate
 from robustprune_jax.models import create_model, resnet
 from robustprune_jax.models.layers import batch_norm, conv
+from robustprune_jax.network import logits_fn
 
 
 def initial(arch, size=32, channels=3, **kw):
@@ -57,6 +59,30 @@ def test_cifar_models_start_with_kaiming_convolutions():
         assert not params[f'conv{i}/bias'].any()
     assert_uniform(params['dense1/kernel'], 4096**-0.5)
     assert_uniform(params['dense1/bias'], 4096**-0.5)
+
+
+def test_networks_for_bounds_start_as_shi_et_al():
+    params = initial('cnn5_bn', size=8)
+    for layer in ('conv1', 'conv2', 'conv3', 'dense1'):
+        kernel = params[f'{layer}/kernel']
+        assert_normal(kernel, math.sqrt(2 * math.pi) / fan_in(kernel))
+    assert_uniform(params['dense2/kernel'], 512**-0.5)
+    assert [params[f'bn{i}/scale'].size for i in (1, 2, 3, 4)] == [64, 64, 128, 512]
+    # Their 17.2 million weights of CNN7 on CIFAR-10 are nearly all of the first dense layer.
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    sizes = jax.eval_shape(create_model('cnn7').init, jax.random.key(0), images)
+    assert sizes['params']['dense1']['kernel'].shape == (128 * 16 * 16, 512)
+    assert sum(leaf.size for leaf in jax.tree.leaves(sizes)) == 17_190_602
+
+
+def test_bounds_start_as_wide_in_every_layer():
+    """In cnn5 as it is drawn; under the initialisation of torch they would shrink."""
+    images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
+    module = create_model('cnn5')
+    variables = jax.jit(module.init)(jax.random.key(1, impl='rbg'), images)
+    layers = intermediate(logits_fn(module, variables), images, eps=0.01, method='ibp', clip=None)
+    widths = [float(jnp.mean(layer.upper - layer.lower)) / 2 for layer in layers]
+    assert all(0.5 < width / 0.01 < 2.5 for width in widths)
 
 
 def test_vgg_initial_distributions():
