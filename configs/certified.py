@@ -1,4 +1,4 @@
-r"""Certified training of today, cnn7_bn: MTL-IBP, CC-IBP, Exp-IBP and SABR with the papers' settings.
+r"""Certified training of today, cnn7_bn: expressive losses and SABR with the papers' settings.
 
 python -m robustprune_jax.data.prepare cifar10 --data_dir=data
 python main.py --config=configs/certified.py --config.dataset.dir=data --workdir=runs/certified

@@ -141,13 +141,15 @@ def test_anytime_certificates_do_not_depend_on_how_images_are_batched():
 
 
 def test_a_decided_radius_stays_so_though_the_evidence_shrinks():
-    """300 hits of 300 certify p = 0.95, and 100 of the next 200 take it below."""
+    """200 hits of 200 certify p = 0.95; 50 misses among the fourth hundred exclude 0.99, at which
+    the draws end, and leave a bound below 0.95."""
 
     def is_hit(image, copy):
         return (copy < 300) | (copy % 2 == 0)
 
     p = np.array([0.5, 0.95, 0.99])
-    hits, draws, certified = _until_decided(is_hit, 1, p, 500, 0.001, 100)
+    hits, draws, certified = _until_decided(is_hit, 1, p, 2_000, 0.001, 100)
+    assert (hits[0], draws[0]) == (350, 400)
     assert anytime_bound(hits, draws, 0.001)[0] < 0.95
     np.testing.assert_array_equal(certified, [[True, True, False]])
 
