@@ -78,7 +78,8 @@ def read(workdir: str | os.PathLike) -> Run:
         notes.append('result.json: alone here, so no training curves and no figures of weights')
         shown, trained = [], []
     metrics = {part: _metrics(workdir, part, notes) for part in trained}
-    weights = {parts[name]: _weights(workdir, name, notes) for name in shown}
+    files = {name: workdir / f'export/{name}.pth.tar' for name in shown} | exported
+    weights = {parts[name]: _weights(files[name], notes) for name in shown}
     # Of evaluated networks only: others may be unfinished.
     radii = {part: _radii(workdir, name, notes) for name, part in evaluated.items()}
     return Run(
@@ -182,14 +183,13 @@ def _exported(workdir: Path) -> dict[str, Path]:
     }
 
 
-def _weights(workdir: Path, network: str, notes: list[str]) -> dict[str, np.ndarray]:
-    """Returns {layer: kernel} of an exported network, {} if it cannot be read."""
+def _weights(path: Path, notes: list[str]) -> dict[str, np.ndarray]:
+    """Returns {layer: kernel} of an exported network's file, {} if it cannot be read."""
     from conversion.files import read_checkpoint  # only here: it brings jax; the table does without
 
-    found = _exported(workdir).get(network)
-    file = f'export/{found.name if found else f"{network}.pth.tar"}'
+    file = f'export/{path.name}'
     try:
-        state, _ = read_checkpoint(workdir / file)
+        state, _ = read_checkpoint(path)
         kernels = {
             name.removesuffix('.weight'): kernel
             for name, kernel in state.items()
