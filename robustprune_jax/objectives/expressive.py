@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from robustprune_jax.attacks import cross_entropy
 from robustprune_jax.bounds import margins, verified
 from robustprune_jax.objectives.objective import Objective, accuracy, eval_logits
-from robustprune_jax.objectives.ramps import fraction
 from robustprune_jax.objectives.sabr import attacked_images
 
 # Below this cross-entropy float32's logarithm, and its derivative, say nothing.
@@ -70,8 +69,7 @@ def _expressive(config, loss_of: Callable[..., jax.Array]) -> Objective:
 
     def loss(logits_of, carry, batch, key, progress):
         images, labels = batch['image'], batch['label']
-        eps = fraction(settings.ramp, progress) * settings.eps
-        adversarial = attacked_images(logits_of, key, images, labels, eps, settings)
+        adversarial, eps = attacked_images(logits_of, key, batch, progress, settings)
         attacked, batch_stats = logits_of(adversarial, train=True)
         radius = settings.factor_t * eps
         lower = margins(eval_logits(logits_of), images, labels, eps=radius, method='ibp')

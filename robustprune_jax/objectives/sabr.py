@@ -10,6 +10,7 @@ from robustprune_jax.bounds import margins, verified
 from robustprune_jax.objectives.objective import (
     LogitsOf,
     Objective,
+    Progress,
     accuracy,
     eval_logits,
     frozen_logits,
@@ -29,8 +30,7 @@ def sabr(config) -> Objective:
 
     def loss(logits_of, carry, batch, key, progress):
         images, labels = batch['image'], batch['label']
-        eps = fraction(settings.ramp, progress) * settings.eps
-        adversarial = attacked_images(logits_of, key, images, labels, eps, settings)
+        adversarial, eps = attacked_images(logits_of, key, batch, progress, settings)
         clean, batch_stats = logits_of(images, train=True)
         radius = settings.factor_t * eps
         room = (1 - part) * radius
@@ -50,23 +50,25 @@ def sabr(config) -> Objective:
 def attacked_images(
     logits_of: LogitsOf,
     key: jax.Array,
-    images: jax.Array,
-    labels: jax.Array,
-    eps: jax.Array,
+    batch: dict,
+    progress: Progress,
     settings: ConfigDict,
-) -> jax.Array:
-    """Returns images [B, H, W, C] that PGD moved by up to factor_a * eps in l_inf.
+) -> tuple[jax.Array, jax.Array]:
+    """Returns images [B, H, W, C] that PGD moved by up to factor_a * eps in l_inf, and eps, where
+    the ramp is.
 
     It starts at random and attacks the cross-entropy of the eval-mode network, `steps` steps of
     step_size times that radius. settings: config.certified.
     """
+    eps = fraction(settings.ramp, progress) * settings.eps
     radius = settings.factor_a * eps
-    return attacks.pgd(
+    adversarial = attacks.pgd(
         frozen_logits(logits_of),
         key,
-        images,
-        labels,
+        batch['image'],
+        batch['label'],
         eps=radius,
         step_size=settings.step_size * radius,
         steps=settings.steps,
     )
+    return adversarial, eps
