@@ -113,8 +113,9 @@ def verified(lower: jax.Array) -> jax.Array:
 class Layer(NamedTuple):
     """What goes into one layer that is not affine.
 
-    operation: the kind of node, 'Relu' or 'MaxPool'; lower, upper: [B, ...], of the values that it
-    reads; unstable: [B], how many of them may be on either side of 0 (of MaxPool: all).
+    operation: the kind of node: 'Relu', 'MaxPool', 'Curve' or 'Product'; lower, upper: [B, ...], of
+    the value that it reads first; unstable: [B], how many of its entries may be on either side of 0
+    (all, where it is no relu).
     """
 
     operation: str
@@ -135,7 +136,7 @@ def intermediate(
     dtype: jnp.dtype | None = None,
     memory_gb: float = DEFAULT_MEMORY_GB,
 ) -> list[Layer]:
-    """Returns the bounds inside the network, a Layer for each relu and max pooling, in order.
+    """Returns the bounds inside the network, a Layer for each operation not affine, in order.
 
     Arguments and errors are those of `margins`; 'ibp' and 'crown_ibp' have the same bounds here,
     and so have 'crown' and 'alpha_crown'.
