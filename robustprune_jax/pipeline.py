@@ -155,10 +155,12 @@ def _evaluate_all(config, wanted, module, splits, workdir, changed, started):
                 write_atomically(path, json.dumps(result, indent=1) + '\n')
     with distributed.together():  # a process that leaves earlier would wait for the others to end
         if writes:
+            print(report.table(result), flush=True)
             page = workdir / 'report' / 'index.html'
-            if changed or not _made_after(page, [path, *workdir.rglob('metrics.jsonl')]):
-                report.write(workdir)
-            print(report.table(result), f'\nreport: {page}', flush=True)
+            if config.report:
+                if changed or not _made_after(page, [path, *workdir.rglob('metrics.jsonl')]):
+                    report.write(workdir)
+                print(f'report: {page}', flush=True)
     return result
 
 

@@ -160,7 +160,7 @@ def test_a_sparse_network_is_trained_from_scratch(tiny_config, tmp_path):
     config = tiny_config()
     config.phases, config.densities = 'pretrain,finetune,evaluate', (0.25,)
     config.methods, config.pretrain.epochs = 'snip', 0
-    config.pruning.rescale = True
+    config.pruning.rescale = config.report = True
     config.finetune.update(epochs=1, learning_rate=1e-9)
     networks = {n['name']: n for n in pipeline.run(config, tmp_path)['networks']}
     assert list(networks) == ['pretrain', 'snip_0.25']

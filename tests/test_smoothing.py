@@ -255,7 +255,7 @@ def test_smoothadv_is_harder_than_noise_alone():
 @pytest.fixture(scope='module')
 def smooth_run(tiny_config, tmp_path_factory):
     config = tiny_config()
-    config.objective = 'smooth'
+    config.objective, config.report = 'smooth', True
     config.smooth.sigma = config.evaluate.smooth.sigma = 0.1
     config.phases = 'pretrain,evaluate'
     config.evaluate.smooth.update(examples=12, n0=20, n=180, batch_size=400)

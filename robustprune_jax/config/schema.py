@@ -22,6 +22,7 @@ NOT_IDENTITY = (
     'source',
     'evaluate',
     'export',
+    'report',
     'workers',
     'log_every',
     'validate_every',
@@ -217,6 +218,8 @@ def default() -> ConfigDict:
     # Comma-separated: what of each network lies in export/. torch: dense, .pth.tar; sparse: the
     # weights that are not 0, .safetensors; onnx and c: without what has no effect.
     config.export = 'torch,sparse'
+    # Whether report/ is written at the end; `python -m robustprune_jax.report DIR` makes it later.
+    config.report = True
 
     config.log_every = 50  # steps between two lines of metrics.jsonl
     config.validate_every = 1  # epochs

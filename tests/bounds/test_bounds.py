@@ -105,7 +105,7 @@ def test_bounds_are_the_originals(key):
 def test_random_points_never_violate_a_bound(everything, norm, eps):
     network, images, labels = everything
     sampled = sampled_margins(network, images, labels, eps, norm)
-    for method in METHODS:
+    for method in METHODS if norm == 'linf' else ('crown_ibp', 'crown'):
         lower = np.asarray(margins(network, images, labels, eps=eps, norm=norm, method=method))
         assert (lower <= sampled + 1e-5).all(), method
         assert (lower[np.arange(3), labels] == 0).all()

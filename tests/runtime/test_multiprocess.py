@@ -43,6 +43,7 @@ def small_config(tmp_path_factory):
         'evaluate.batch_size': 8,
         'evaluate.pgd.steps': 2,
         'log_every': 1,
+        'report': False,
         'phases': 'pretrain,prune,evaluate',
         'evaluate.pruned': True,
         'pretrain.epochs': 1,
@@ -66,7 +67,7 @@ def start(arguments, devices):
         **os.environ,
         'PYTHONPATH': os.pathsep.join([*sys.path, str(ROOT / 'tests')]),
         'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+        'XLA_FLAGS': os.environ['XLA_FLAGS'] + f' --xla_force_host_platform_device_count={devices}',
     }
     if len(arguments) > 1:
         environment |= {

@@ -18,7 +18,7 @@ def errors():
         [sys.executable, Path(__file__).parents[1] / 'device_programs.py'],
         env={
             **os.environ,
-            'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+            'XLA_FLAGS': os.environ['XLA_FLAGS'] + ' --xla_force_host_platform_device_count=8',
             'JAX_PLATFORMS': 'cpu',
         },
         capture_output=True,
