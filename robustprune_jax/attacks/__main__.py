@@ -10,12 +10,9 @@ from fractions import Fraction
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from robustprune_jax import data, zoo
 from robustprune_jax.attacks import STANDARD, accuracy_after, in_order, save
-from robustprune_jax.config import default
-from robustprune_jax.data.augment import to_float
 from robustprune_jax.models import create_model
 from robustprune_jax.network import logits_fn
 
@@ -45,18 +42,9 @@ def _attack(args, attacks):
         raise ValueError(f'--out is {args.out}: expected a name that ends in .npz')
     variables, meta = zoo.read(args.checkpoint)
     network = logits_fn(create_model(meta['arch'], meta['num_classes']), variables)
-    config = default()
-    config.dataset.update(
-        name=args.dataset, dir=args.dir, num_classes=meta['num_classes'], validation=0
+    images, labels = data.first_test_images(
+        args.dataset, args.dir, meta['image_shape'], meta['num_classes'], args.examples
     )
-    test = data.load(config.dataset).test
-    if list(test.images.shape[1:]) != list(meta['image_shape']):
-        raise ValueError(
-            f'images of {args.dataset} are {list(test.images.shape[1:])}: the network takes '
-            f'{list(meta["image_shape"])}'
-        )
-    count = args.examples or len(test.labels)
-    images, labels = np.asarray(to_float(np.asarray(test.images[:count]))), test.labels[:count]
     started = time.monotonic()
     adversarial, broken_by = in_order(
         network,

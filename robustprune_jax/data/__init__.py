@@ -6,6 +6,6 @@ on demand; `batches.train_batches` and `batches.eval_batches` cut them; `augment
 `augment.AUGMENTATIONS` run inside the jitted step.
 """
 
-from robustprune_jax.data.sources import SOURCES, Split, Splits, load
+from robustprune_jax.data.sources import SOURCES, Split, Splits, first_test_images, load
 
-__all__ = ['SOURCES', 'Split', 'Splits', 'load']
+__all__ = ['SOURCES', 'Split', 'Splits', 'first_test_images', 'load']

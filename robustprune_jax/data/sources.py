@@ -2,13 +2,16 @@
 
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from robustprune_jax.config import default
 from robustprune_jax.data import idx, image_folder, pseudo, registered
+from robustprune_jax.data.augment import to_float
 from robustprune_jax.data.encoded import EncodedImages
 from robustprune_jax.runtime.registry import lookup
 
@@ -72,6 +75,25 @@ def load(dataset) -> Splits:
     if jax.process_index() == 0:
         _warn_of_missing_classes(splits, dataset.num_classes, where)
     return splits
+
+
+def first_test_images(
+    name: str, directory: str, image_shape: Sequence[int], num_classes: int, examples: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first so many test images of a data set, float32 in [0, 1], and their labels.
+
+    examples: 0 is all of them. Raises as `load`, and ValueError where the images are not of
+    image_shape.
+    """
+    config = default()
+    config.dataset.update(name=name, dir=directory, num_classes=num_classes, validation=0)
+    images, labels = load(config.dataset).test
+    if list(images.shape[1:]) != list(image_shape):
+        raise ValueError(
+            f'images of {name} are {list(images.shape[1:])}: the network takes {list(image_shape)}'
+        )
+    count = examples or len(labels)
+    return np.asarray(to_float(np.asarray(images[:count]))), labels[:count]
 
 
 def _source(dataset):
