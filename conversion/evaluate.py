@@ -1,11 +1,14 @@
 """What a network's graph computes, in JAX: the meaning of every operation that it is made of."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.tree_util import Partial
 
 from .graph import Graph
 
@@ -25,6 +28,20 @@ def evaluate(graph: Graph, images: jax.Array) -> dict[str, jax.Array]:
     return values
 
 
+def logits_fn(graph: Graph) -> Partial:
+    """Returns the network for attacks and bounds: images [B, *graph.image_shape] -> [B, K].
+
+    One image at a time, so of a graph for a batch of one too.
+    """
+    weights = {k: a for k, a in graph.initialisers.items() if np.issubdtype(a.dtype, np.floating)}
+    return Partial(partial(_logits, graph), weights)
+
+
+def _logits(graph, weights, images):
+    graph = replace(graph, initialisers=graph.initialisers | weights)
+    return jax.vmap(lambda image: evaluate(graph, image[None])['logits'].ravel())(images)
+
+
 def shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every value for one image."""
     images = jax.ShapeDtypeStruct((1, *graph.image_shape), np.float32)
@@ -35,18 +52,21 @@ def shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
 
 
 def _conv(node, x, kernel, bias=None):
+    """With the channels last, as bounds carry convolutions back fastest."""
     half = len(node.attributes['pads']) // 2
     pads = node.attributes['pads']
+    places = (0, half + 1, *range(1, half + 1))  # of batch, channels and pixels
     y = lax.conv_general_dilated(
-        x,
-        kernel,
+        jnp.moveaxis(x, 1, -1),
+        jnp.moveaxis(kernel, (0, 1), (-1, -2)),
         node.attributes['strides'],
         list(zip(pads[:half], pads[half:], strict=True)),
         rhs_dilation=node.attributes['dilations'],
+        dimension_numbers=lax.ConvDimensionNumbers(places, (half + 1, half, *range(half)), places),
         feature_group_count=node.attributes['group'],
         precision='highest',
     )
-    return y if bias is None else y + bias.reshape(-1, *[1] * half)
+    return jnp.moveaxis(y if bias is None else y + bias, -1, 1)
 
 
 def _gemm(node, x, kernel, bias=0.0):
@@ -65,7 +85,9 @@ def _average_pool(node, x):
 
 
 def _reduce(reduction):
-    return lambda node, x: reduction(x, axis=tuple(node.attributes['axes']))
+    return lambda node, x: reduction(
+        x, axis=tuple(node.attributes['axes']), keepdims=bool(node.attributes['keepdims'])
+    )
 
 
 def _reshape(node, x, sizes):

@@ -43,12 +43,12 @@ def on_host(array) -> np.ndarray | jax.Array:
 
 @dataclass
 class Graph:
-    """From `images`, [batch, *image_shape], channels first, to `logits`.
+    """From `images`, [batch, *image_shape], to `logits`; image_shape is (C, H, W), or a file's own.
 
     nodes: output's name -> node, in the order of computation; initialisers: name -> array.
     """
 
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     nodes: dict[str, Node] = field(default_factory=dict)
     initialisers: dict[str, np.ndarray] = field(default_factory=dict)
 

@@ -29,6 +29,7 @@ BELOW_CONVERSION = {
     'pruning',
     'graph',
     'models',
+    'data',
     'config',
     'runtime',
 }
