@@ -49,7 +49,8 @@ def snippets(path: str) -> list[str]:
     return [code for code in found if 'import torch' not in code]
 
 
-def test_snippets_run(capsys):
+def test_snippets_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     own, zoo = snippets('docs/guide.md')
     names = {}
     exec(zoo, names)

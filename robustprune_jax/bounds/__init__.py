@@ -18,13 +18,16 @@ from robustprune_jax.bounds.margins import (
     problem,
     verified,
 )
+from robustprune_jax.bounds.unsafe import Answer, decide
 from robustprune_jax.bounds.verify import Verdict, verify
 
 __all__ = [
     'METHODS',
     'NORMS',
+    'Answer',
     'Layer',
     'Verdict',
+    'decide',
     'intermediate',
     'label_spec',
     'margins',
