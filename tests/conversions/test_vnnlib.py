@@ -85,16 +85,22 @@ def test_the_network_that_is_read_has_the_same_logits(benchmark):
 def test_what_we_write_is_decided_as_we_verify_it(benchmark):
     ours, images, labels, folder = benchmark
     graph = read_onnx(folder / 'network.onnx')
-    theirs, answers = logits_fn(graph), []
+    session = onnxruntime.InferenceSession(folder / 'network.onnx')
+    theirs, answers = logits_fn(graph), set()
     verdicts = verify(ours, images, labels, eps=0.05, timeout=60)
     lines = (folder / 'instances.csv').read_text().splitlines()
-    for line, verdict in zip(lines, verdicts, strict=True):
-        onnx_name, name, timeout = line.split(',')
-        assert (onnx_name, timeout) == ('network.onnx', '60')
+    for i, (line, verdict) in enumerate(zip(lines, verdicts, strict=True)):
+        name = f'vnnlib/image_{i}.vnnlib'
+        assert line == f'network.onnx,{name},60'
         answer = decide(theirs, read_vnnlib(folder / name), image_shape=graph.image_shape)
         assert answer.status == {'verified': 'unsat', 'falsified': 'sat'}[verdict.status]
-        answers.append(answer.status)
-    assert {*answers} == {'sat', 'unsat'}
+        answers.add(answer.status)
+        if answer.status == 'sat':
+            x = answer.inputs.reshape(1, 2, 6, 6)
+            assert np.abs(x - images[i].transpose(2, 0, 1)).max() <= 0.05 + 1e-6
+            (logits,) = session.run(['logits'], {'images': x})
+            assert logits.argmax() != labels[i]
+    assert answers == {'sat', 'unsat'}
 
 
 def save(path, inputs, outputs, nodes, **weights):
