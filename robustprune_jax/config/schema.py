@@ -165,6 +165,9 @@ def default() -> ConfigDict:
     # The last layer keeps so many weights of each class, or as many as it has for each; 0: none is
     # sure to be reached, as in the original.
     config.pruning.per_class = 1
+    # What every layer keeps at least, as a part of its equal share: one threshold over all layers
+    # can leave a large one a single weight.
+    config.pruning.minimum = 0.1
     # Of the structure n_of_m: 2:4 and the like, along the inputs; the density is n / m.
     config.pruning.n = 2
     config.pruning.m = 4
@@ -174,7 +177,6 @@ def default() -> ConfigDict:
     config.pruning.rates.learning_rate = 0.1  # of SGD, constant
     config.pruning.rates.momentum = 0.9
     config.pruning.rates.gamma = 0.2  # the budget's weight in the loss; grows by so much an epoch
-    config.pruning.rates.minimum = 0.1  # of the density, that a layer keeps at least
     config.pruning.rates.gradient = 'threshold'  # | sum, the paper's
     config.pruning.rates.start = 'uniform'  # the allocation to start from: | erk | igq | power
     # True: where no mask is learned, weights times 1 / sqrt(density), for untrained networks.

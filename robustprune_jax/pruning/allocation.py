@@ -26,7 +26,8 @@ class Budget(NamedTuple):
 
     density: the kept fraction of all weights, in (0, 1]. power: of the allocation `power`.
     head: the path of the last layer's kernel, where it is to keep per_class weights or more of
-    each of its outputs, so that no class is cut off. n, m, undivided: of the structure `n_of_m`,
+    each of its outputs, so that no class is cut off. minimum: what every layer keeps at least, as a
+    part of what it would keep at the density by itself. n, m, undivided: of the structure `n_of_m`,
     whose density is n / m; layers that m does not divide are an error ('stop') or stay whole
     ('dense'). coupling, counts: of the structure `channels`, how units depend on each other, and
     what density is the fraction of: 'weights' or 'multiply_adds'.
@@ -36,6 +37,7 @@ class Budget(NamedTuple):
     power: float = 0.5
     head: tuple[str, ...] | None = None
     per_class: int = 0
+    minimum: float = 0.0
     n: int = 2
     m: int = 4
     undivided: str = 'stop'
@@ -76,7 +78,7 @@ def total(scores: dict, budget: Budget) -> int:
     if kept < needed:
         raise ValueError(
             f'density {budget.density:g} keeps {kept} weights, and {needed} are the least that '
-            'reach every layer and class: a higher density, or pruning.per_class=0'
+            'reach every layer and class: a higher density, or pruning.minimum or per_class=0'
         )
     return kept
 
@@ -120,12 +122,14 @@ def fitted(amount: Callable[[tuple, float], float], scores: dict, budget: Budget
 
 
 def least(scores: dict, budget: Budget) -> dict[tuple[str, ...], int]:
-    """Returns the fewest weights that each leaf is to keep: one, and of the head's per class."""
-    floors = dict.fromkeys(scores, 1)
+    """Returns the fewest weights that each leaf is to keep: one, its minimum, and of the head's
+    per class."""
+    part = budget.minimum * budget.density
+    floors = {path: max(int(part * leaf.size), 1) for path, leaf in scores.items()}
     if budget.head in scores:
         head = scores[budget.head]
         of_classes = min(budget.per_class * head.shape[-1], head.size)
-        floors[budget.head] = max(of_classes, 1)
+        floors[budget.head] = max(of_classes, floors[budget.head])
     return floors
 
 

@@ -81,7 +81,7 @@ def choose_masks(choice: Choice, variables: dict) -> dict:
     """
     counts = None
     if choice.rates:
-        counts = exact_counts(variables, choice.budget, choice.rates)
+        counts = exact_counts(variables, choice.budget)
         counts = {path: jnp.int32(count) for path, count in counts.items()}
     return _masks_on_device(choice, variables, counts)
 

@@ -29,12 +29,11 @@ class Rates(NamedTuple):
     """How kept fractions train.
 
     gamma: the penalty's weight in the first epoch, and by how much it grows in every other.
-    minimum: the least fraction of a layer, as a part of the density. gradient: a name of
-    GRADIENTS. start: the allocation, one by size alone, that the fractions start from.
+    gradient: a name of GRADIENTS. start: the allocation, one by size alone, that the fractions
+    start from. The minimum is the budget's.
     """
 
     gamma: float = 0.2
-    minimum: float = 0.1
     gradient: str = 'threshold'
     start: str = 'uniform'
 
@@ -42,7 +41,7 @@ class Rates(NamedTuple):
 def init_rates(scores: dict, budget: Budget, rates: Rates) -> dict:
     """Returns the collections `rates` and `budget`; a layer that starts at its least fraction
     starts a hundredth above it."""
-    flat, minimum = flatten_dict(scores), rates.minimum * budget.density
+    flat, minimum = flatten_dict(scores), budget.minimum * budget.density
     kept = ALLOCATIONS[rates.start].kept(flat, budget)
     logits = {}
     for path, leaf in flat.items():
@@ -55,32 +54,32 @@ def init_rates(scores: dict, budget: Budget, rates: Rates) -> dict:
     }
 
 
-def fractions(variables: dict, budget: Budget, rates: Rates) -> dict:
+def fractions(variables: dict, budget: Budget) -> dict:
     """Returns k_l by path."""
-    minimum = rates.minimum * budget.density
+    minimum = budget.minimum * budget.density
     return {
         path: minimum + (1 - minimum) * jax.nn.sigmoid(rate)
         for path, rate in flatten_dict(variables['rates']).items()
     }
 
 
-def excess(variables: dict, budget: Budget, rates: Rates) -> jax.Array:
+def excess(variables: dict, budget: Budget) -> jax.Array:
     """Returns sum_l k_l n_l / (density * N) - 1: by how much the kept weights are too many."""
     sizes = {path: leaf.size for path, leaf in flatten_dict(variables['scores']).items()}
-    parts = fractions(variables, budget, rates)
+    parts = fractions(variables, budget)
     kept = sum(parts[path] * size for path, size in sizes.items())
     return kept / (budget.density * sum(sizes.values())) - 1
 
 
-def penalty(variables: dict, budget: Budget, rates: Rates) -> jax.Array:
+def penalty(variables: dict, budget: Budget) -> jax.Array:
     """Returns gamma * max(0, excess), HARP's budget loss."""
-    return variables['budget']['gamma'] * jax.nn.relu(excess(variables, budget, rates))
+    return variables['budget']['gamma'] * jax.nn.relu(excess(variables, budget))
 
 
 def after_step(variables: dict, budget: Budget, rates: Rates, ends_epoch: jax.Array) -> dict:
     """Returns the variables with gamma grown at the end of an epoch, unless one met the budget."""
     gamma, met = variables['budget']['gamma'], variables['budget']['met']
-    met = met | (ends_epoch & (excess(variables, budget, rates) <= 0))
+    met = met | (ends_epoch & (excess(variables, budget) <= 0))
     gamma = jnp.where(ends_epoch & ~met, gamma + rates.gamma, gamma)
     return {**variables, 'budget': {'gamma': gamma, 'met': met}}
 
@@ -88,7 +87,7 @@ def after_step(variables: dict, budget: Budget, rates: Rates, ends_epoch: jax.Ar
 def relaxed_masks(variables: dict, budget: Budget, rates: Rates) -> dict:
     """Returns the masks of a training step, whose layers keep their fractions, on budget or not,
     with gradients to scores and rates."""
-    flat, parts = flatten_dict(variables['scores']), fractions(variables, budget, rates)
+    flat, parts = flatten_dict(variables['scores']), fractions(variables, budget)
     floors = least(flat, budget)
     near = GRADIENTS[rates.gradient]
     masks = {}
@@ -98,11 +97,11 @@ def relaxed_masks(variables: dict, budget: Budget, rates: Rates) -> dict:
     return unflatten_dict(masks)
 
 
-def exact_counts(variables: dict, budget: Budget, rates: Rates) -> dict[tuple[str, ...], int]:
+def exact_counts(variables: dict, budget: Budget) -> dict[tuple[str, ...], int]:
     """Returns how many weights each leaf keeps, by path: of the fractions, scaled to the budget,
     the largest remainders rounded up. On the host."""
     flat = flatten_dict(variables['scores'])
-    parts = jax.device_get(fractions(variables, budget, rates))
+    parts = jax.device_get(fractions(variables, budget))
     return fitted(lambda path, scale: scale * float(parts[path]) * flat[path].size, flat, budget)
 
 

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustprune_jax.pruning.allocation import Allocation, Budget
+from robustprune_jax.pruning.allocation import Allocation, Budget, least
 from robustprune_jax.pruning.channels import channels
 from robustprune_jax.pruning.top_k import first_of_each, straight_through, top_k_mask
 
 
 def weights(scores: dict, allocation: Allocation, budget: Budget, training: bool) -> dict:
     """Returns masks that keep as many weights of largest |score| in each leaf as the allocation
-    says, or, where it says one number, of largest rank(|score|) in all, one of each leaf at least.
+    says, or, where it says one number, of largest rank(|score|) in all, and `least` of each leaf.
 
     Of the budget's head every output keeps its own largest, per_class of them, or as many as the
     leaf has for each.
@@ -37,10 +37,10 @@ def _largest(scores, allocation, budget):
                 every = min(every, kept[budget.head] // classes)
             magnitudes |= {budget.head: first_of_each(magnitudes[budget.head], every)}
         return {path: top_k_mask(leaf, kept[path]) for path, leaf in magnitudes.items()}
-    for path, leaf in magnitudes.items():
-        ranked = first_of_each(allocation.rank(leaf, kept).reshape(-1, 1), 1).reshape(leaf.shape)
+    for path, floor in least(scores, budget).items():
         every = budget.per_class if path == budget.head else 0
-        magnitudes[path] = first_of_each(ranked, every)
+        ranked = first_of_each(allocation.rank(magnitudes[path], kept), every)
+        magnitudes[path] = first_of_each(ranked.reshape(-1, 1), floor).reshape(ranked.shape)
     whole = top_k_mask(jnp.concatenate([leaf.ravel() for leaf in magnitudes.values()]), kept)
     ends = np.cumsum([leaf.size for leaf in magnitudes.values()])[:-1]
     parts = zip(magnitudes, jnp.split(whole, ends), strict=True)

@@ -32,7 +32,7 @@ class EarlierPart(Part):
 
 def config(saved: dict) -> dict:
     """Returns what config.json holds, with what 0.1 did where today's defaults are others."""
-    return {'pruning': {'per_class': 0}, **saved}
+    return {'pruning': {'per_class': 0, 'minimum': 0.0}, **saved}
 
 
 def part(recipe: dict | None, folder: str) -> Part:

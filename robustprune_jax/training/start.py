@@ -84,7 +84,7 @@ def choice(
         head = next((path for path in reversed(order) if path in prunable), None)
     if method.structure == 'channels':
         coupling = coupled_units(module, image_shape)
-    fields = ('power', 'per_class', 'n', 'm', 'undivided', 'counts')
+    fields = ('power', 'per_class', 'minimum', 'n', 'm', 'undivided', 'counts')
     settings = {name: pruning[name] for name in fields}
     budget = Budget(part.density, head=head, coupling=coupling, **settings)
     rates = None

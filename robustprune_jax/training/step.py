@@ -152,10 +152,10 @@ def _step(spec, state, batch, key):
     metrics = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), metrics)
     state = state.replace(step=state.step + 1)
     if spec.learns_rates:
-        settings = spec.choice.budget, spec.choice.rates
+        budget, rates = spec.choice.budget, spec.choice.rates
         ends_epoch = state.step % spec.steps_per_epoch == 0
-        state = state.replace(variables=after_step(state.variables, *settings, ends_epoch))
-        metrics['over_budget'] = excess(state.variables, *settings)
+        state = state.replace(variables=after_step(state.variables, budget, rates, ends_epoch))
+        metrics['over_budget'] = excess(state.variables, budget)
     return state, metrics
 
 
@@ -195,7 +195,7 @@ def _update(spec, state, batch, key):
 
 
 def _penalty(spec, variables, rates):
-    return penalty({**variables, 'rates': rates}, spec.choice.budget, spec.choice.rates)
+    return penalty({**variables, 'rates': rates}, spec.choice.budget)
 
 
 def _gradient(spec, step, params, batch_stats, batch, carry, key):

@@ -87,6 +87,19 @@ def test_one_threshold_over_the_network():
     np.testing.assert_array_equal(masks['b'], [[0, 1]])
 
 
+@pytest.mark.parametrize('allocation', ['global', 'lamp', 'power'])
+def test_no_layer_keeps_less_than_its_minimum(allocation):
+    # a's share of 4 in 20 is 2: half of that is 1; b's, of 10, is 5 by itself.
+    scores = {'a': 9.0 + jnp.arange(4.0), 'b': 0.1 * jnp.arange(16.0)}
+    kept = {}
+    for minimum in (0.0, 0.5, 1.0):
+        masks = topk_masks(scores, 0.5, allocation, power=0.0, minimum=minimum)
+        kept[minimum] = int(masks['b'].sum())
+        assert masks['b'][-kept[minimum] :].all()
+        assert masks['a'].sum() + kept[minimum] == 10
+    assert kept[0.0] <= 6 and kept[0.5] == max(kept[0.0], 4) and kept[1.0] == 8
+
+
 def test_lamp_by_hand():
     # 1 / (1 + 4 + 9), 4 / (4 + 9), 9 / 9: the largest of a layer has the score 1.
     np.testing.assert_allclose(lamp(jnp.array([1.0, 3.0, 2.0]), 3), [1 / 14, 1, 4 / 13], rtol=1e-6)

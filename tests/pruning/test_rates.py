@@ -19,7 +19,7 @@ from robustprune_jax.pruning import (
 from robustprune_jax.pruning.rates import after_step, excess, fractions, init_rates, penalty
 from robustprune_jax.training import checkpoint
 
-BUDGET = Budget(0.25)
+BUDGET = Budget(0.25, minimum=0.1)
 
 
 def variables_of(rates, **sizes):
@@ -34,10 +34,10 @@ def test_fractions_start_at_an_allocation_on_budget():
     for start in ('uniform', 'erk', 'power'):
         rates = Rates(start=start)
         variables = variables_of(rates, a=(100,), b=(20, 50))
-        parts = fractions(variables, BUDGET, rates)
+        parts = fractions(variables, BUDGET)
         kept = sum(parts[name,] * leaf.size for name, leaf in variables['scores'].items())
         assert float(kept) == pytest.approx(275, rel=1e-3)
-        assert abs(float(excess(variables, BUDGET, rates))) < 1e-3
+        assert abs(float(excess(variables, BUDGET))) < 1e-3
 
 
 @pytest.mark.parametrize('gradient', ['threshold', 'sum'])
@@ -58,7 +58,7 @@ def test_a_fraction_s_gradient_by_hand(gradient):
     np.testing.assert_array_equal(found['scores']['a'], worth * np.sign(scores['a']))
     # Ranks 2 to 4 lie between k / 2 and 2 k, their mean is 3; the sum over all is 36.
     of_fraction = 8 * 3 if gradient == 'threshold' else 36
-    chain = jax.grad(lambda r: fractions({'rates': r}, BUDGET, rates)['a',])(variables['rates'])
+    chain = jax.grad(lambda r: fractions({'rates': r}, BUDGET)['a',])(variables['rates'])
     assert float(found['rates']['a']) == pytest.approx(of_fraction * float(chain['a']), rel=1e-5)
 
 
@@ -68,12 +68,12 @@ def test_the_penalty_s_gradient_is_its_finite_difference():
     variables['rates'] = jax.tree.map(lambda rate: rate + 0.7, variables['rates'])
 
     def of(rate):
-        return penalty({**variables, 'rates': {**variables['rates'], 'b': rate}}, BUDGET, rates)
+        return penalty({**variables, 'rates': {**variables['rates'], 'b': rate}}, BUDGET)
 
     at = variables['rates']['b']
     difference = (of(at + 0.01) - of(at - 0.01)) / 0.02
     assert float(jax.grad(of)(at)) == pytest.approx(float(difference), rel=1e-3)
-    assert float(of(at)) == pytest.approx(0.3 * float(excess(variables, BUDGET, rates)))
+    assert float(of(at)) == pytest.approx(0.3 * float(excess(variables, BUDGET)))
     variables['rates'] = jax.tree.map(lambda rate: rate - 2, variables['rates'])
     assert float(of(variables['rates']['b'])) == 0  # within the budget nothing is lost
 
@@ -95,7 +95,7 @@ def test_gamma_grows_until_an_epoch_ends_within_the_budget():
 
 @pytest.mark.parametrize('shift', [-3.0, 0.0, 4.0])
 def test_saved_masks_keep_the_budget_exactly(shift):
-    rates, budget = Rates(), Budget(0.25, head=('c',), per_class=1)
+    rates, budget = Rates(), Budget(0.25, head=('c',), per_class=1, minimum=0.1)
     variables = variables_of(rates, a=(101,), b=(20, 50), c=(7, 3))
     rng = np.random.default_rng(1)
     variables['rates'] = jax.tree.map(
