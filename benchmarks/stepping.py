@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from robustprune_jax.config import Part, objective_name
 from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.objectives import OBJECTIVES
+from robustprune_jax.pruning.perturb import Perturbation
 from robustprune_jax.training.optim import optimizer, phase_labels
 from robustprune_jax.training.start import choice
 from robustprune_jax.training.step import Step, create_state, train_step
@@ -28,6 +29,7 @@ def training_step(
     """Returns the step of a phase, and create_state of (variables, batch_shape=...) for it."""
     objective = OBJECTIVES[objective_name(config, phase)](config)
     prunes = Part('prune', 'hydra', config.densities[0]) if phase == 'prune' else None
+    perturbation = config[phase].perturbation
     tx = optimizer(config[phase], phase_labels(variables, phase), STEPS_PER_EPOCH)
     update = train_step(
         Step(
@@ -43,6 +45,7 @@ def training_step(
             accumulate=config.accumulate,
             batch_norm=config.batch_norm,
             compute_dtype=config.compute_dtype,
+            perturbation=Perturbation(**perturbation) if perturbation.gamma else None,
         )
     )
     return update, partial(create_state, tx=tx, objective=objective)

@@ -29,6 +29,7 @@ from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.objectives.ramps import RAMPS
 from robustprune_jax.objectives.smooth import SMOOTHINGS
 from robustprune_jax.pruning import ALLOCATIONS, CRITERIA, METHODS, STRUCTURES, configured
+from robustprune_jax.pruning.perturb import SPACES
 from robustprune_jax.pruning.rates import GRADIENTS
 from robustprune_jax.runtime import sharding
 from robustprune_jax.runtime.registry import lookup
@@ -118,6 +119,9 @@ _PHASE_FIELDS: dict[str, Rule] = {
     'nrs': _at_least_0,
     'l_tight': _at_least_0,
     'l_relu': _at_least_0,
+    'perturbation.gamma': _must(lambda value: 0 <= value < 1, 'at least 0 and below 1'),
+    'perturbation.warmup_epochs': _at_least_0,
+    'perturbation.space': _named(SPACES),
 }
 
 # Fields by themselves. dataset.name is looked up where its data are read.
@@ -262,6 +266,11 @@ def _relations(config: ConfigDict) -> Iterator[tuple[str, bool, str]]:
         warmup, epochs = section.warmup_epochs, section.epochs
         yield f'{phase}.warmup_epochs', warmup < epochs, 'below epochs'
         yield f'{phase}.ramp_epochs', section.ramp_epochs <= epochs, 'within epochs'
+        perturbation = section.perturbation
+        late = bool(perturbation.gamma) and perturbation.warmup_epochs >= epochs
+        yield f'{phase}.perturbation.warmup_epochs', not late, 'below epochs'
+        trains = phase == 'prune' or perturbation.space == 'weights'
+        yield f'{phase}.perturbation.space', trains, 'weights: scores train in prune'
         moves = section.schedule != 'original_cosine' or epochs - warmup > repeats(config, phase)
         yield (
             f'{phase}.epochs',

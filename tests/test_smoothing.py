@@ -195,7 +195,9 @@ def objective_loss(**settings):
 
     @jax.jit
     def loss(batch, key):
-        return objective.loss(Partial(logits_of), (), batch, key, Progress(0, 1, 1, 0.0))
+        network, progress = Partial(logits_of), Progress(0, 1, 1, 0.0)
+        batch = objective.inner(network, batch, key, progress)
+        return objective.loss(network, (), batch, key, progress)
 
     return loss, batch
 

@@ -31,6 +31,7 @@ def smoke(config: ConfigDict) -> None:
             warmup_epochs=0.0,
             ramp_epochs=min(section.ramp_epochs, 1.0),
         )
+        section.perturbation.warmup_epochs = min(section.perturbation.warmup_epochs, 1.0)
     own = names(config.overrides)
     config.overrides = ','.join(word for word in own if '.pruning.' in word)
 

@@ -50,6 +50,13 @@ def _training(**fields):
         'nrs': 0.0,  # that few ReLUs be unstable; 1e-3 to 1e-2 in the paper, in prune and finetune
         'l_tight': 0.0,  # while eps rises: that bounds not widen from layer to layer; 0.5
         'l_relu': 0.0,  # while eps rises: that as many ReLUs be active as inactive; 0.5
+        # Gradients are taken at weights (AWP) or, in prune, scores (S2AP) that one step uphill has
+        # moved by so much of each layer's norm; 0: at the weights themselves.
+        'perturbation': {
+            'gamma': 0.0,  # AWP's: 0.005 for trades, 0.01 for pgd
+            'warmup_epochs': 0.0,  # first epochs without; below `epochs`
+            'space': 'weights',  # weights | scores, the default of prune
+        },
     }
     return ConfigDict({**section, **fields})
 
@@ -182,6 +189,7 @@ def default() -> ConfigDict:
     # True: where no mask is learned, weights times 1 / sqrt(density), for untrained networks.
     config.pruning.rescale = False
     config.prune = _training(epochs=10)  # of the methods that learn the mask
+    config.prune.perturbation.space = 'scores'
     config.prune.freeze_bn = False  # True: BatchNorm's scale and bias do not train in prune
     config.finetune = _training(learning_rate=0.01)
 

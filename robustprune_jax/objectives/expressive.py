@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from robustprune_jax.attacks import cross_entropy
 from robustprune_jax.bounds import margins, verified
 from robustprune_jax.objectives.objective import Objective, accuracy, eval_logits
-from robustprune_jax.objectives.sabr import attacked_images
+from robustprune_jax.objectives.ramps import fraction
+from robustprune_jax.objectives.sabr import attacked_by
 
 # Below this cross-entropy float32's logarithm, and its derivative, say nothing.
 LEAST_LOSS = 1e-7
@@ -63,14 +64,14 @@ def _expressive(config, loss_of: Callable[..., jax.Array]) -> Objective:
     """The objective loss_of(f(x_adv), lower bounds of margins, labels) -> [B], its mean.
 
     f(x_adv) is in training mode, bounds are by intervals in eval mode over factor_t * eps, clipped
-    to [0, 1]; x_adv is attacked_images'. Reads config.certified.
+    to [0, 1]; x_adv is attacked_by's. Reads config.certified.
     """
     settings = config.certified
 
     def loss(logits_of, carry, batch, key, progress):
         images, labels = batch['image'], batch['label']
-        adversarial, eps = attacked_images(logits_of, key, batch, progress, settings)
-        attacked, batch_stats = logits_of(adversarial, train=True)
+        eps = fraction(settings.ramp, progress) * settings.eps
+        attacked, batch_stats = logits_of(batch['adversarial'], train=True)
         radius = settings.factor_t * eps
         lower = margins(eval_logits(logits_of), images, labels, eps=radius, method='ibp')
         metrics = {
@@ -80,4 +81,8 @@ def _expressive(config, loss_of: Callable[..., jax.Array]) -> Objective:
         }
         return jnp.mean(loss_of(attacked, lower, labels)), (carry, batch_stats, metrics)
 
-    return Objective(loss, certificate={'method': settings.validate_by, 'eps': settings.eps})
+    return Objective(
+        loss,
+        inner=attacked_by(settings),
+        certificate={'method': settings.validate_by, 'eps': settings.eps},
+    )

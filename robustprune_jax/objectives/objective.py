@@ -29,9 +29,17 @@ class Progress(NamedTuple):
         return self.step / self.steps_per_epoch
 
 
+def as_given(logits_of: LogitsOf, batch: dict, key: jax.Array, progress: Progress) -> dict:
+    """Returns the batch: an objective that attacks nothing, or has it attacked already."""
+    return batch
+
+
 class Objective(NamedTuple):
     """loss(logits_of, carry, batch, key, progress) -> loss, (carry, batch_stats, metrics).
 
+    inner(logits_of, batch, key, progress) -> batch: the inner maximisation, whose result the loss
+    finds in its batch, as arrays [B, ...] such as 'adversarial'. It is outside of what is
+    differentiated, and made once where the loss is taken twice, at perturbed weights too.
     batch: 'image' float32 [B, H, W, C] in [0, 1] and 'label' [B]; 'noise' [B, H, W, C], standard
     normal, replaces what the objective would draw from `key`. carry: the objective's own state,
     made by init_carry(batch_shape) and checkpointed: arrays [B, ...], split over the devices like
@@ -49,6 +57,7 @@ class Objective(NamedTuple):
     attack: dict[str, Any] | None = None
     certificate: dict[str, Any] | None = None
     smoothing: dict[str, Any] | None = None
+    inner: Callable[[LogitsOf, dict, jax.Array, Progress], dict] = as_given
 
 
 def eval_logits(logits_of: LogitsOf, batch_stats: Any = None) -> Partial:

@@ -14,15 +14,19 @@ def pgd(config) -> Objective:
     """
     attack = dict(config.attack)
 
+    def inner(logits_of, batch, key, progress):
+        network = frozen_logits(logits_of)
+        adversarial = attacks.pgd(network, key, batch['image'], batch['label'], **attack)
+        return {**batch, 'adversarial': adversarial}
+
     def loss(logits_of, carry, batch, key, progress):
-        images, labels = batch['image'], batch['label']
-        adversarial = attacks.pgd(frozen_logits(logits_of), key, images, labels, **attack)
-        clean, batch_stats = logits_of(images, train=True)
-        attacked, batch_stats = logits_of(adversarial, train=True, batch_stats=batch_stats)
+        labels = batch['label']
+        clean, batch_stats = logits_of(batch['image'], train=True)
+        attacked, batch_stats = logits_of(batch['adversarial'], train=True, batch_stats=batch_stats)
         metrics = {
             'accuracy': accuracy(clean, labels),
             'robust_accuracy': accuracy(attacked, labels),
         }
         return jnp.mean(attacks.cross_entropy(attacked, labels)), (carry, batch_stats, metrics)
 
-    return Objective(loss, attack=attack)
+    return Objective(loss, inner=inner, attack=attack)

@@ -1,6 +1,7 @@
 """SABR (Mueller et al. 2023): interval bounds on a small box, where an attack found it weakest."""
 
-import jax
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -8,9 +9,7 @@ from robustprune_jax import attacks
 from robustprune_jax.attacks import cross_entropy
 from robustprune_jax.bounds import margins, verified
 from robustprune_jax.objectives.objective import (
-    LogitsOf,
     Objective,
-    Progress,
     accuracy,
     eval_logits,
     frozen_logits,
@@ -30,11 +29,11 @@ def sabr(config) -> Objective:
 
     def loss(logits_of, carry, batch, key, progress):
         images, labels = batch['image'], batch['label']
-        adversarial, eps = attacked_images(logits_of, key, batch, progress, settings)
+        eps = fraction(settings.ramp, progress) * settings.eps
         clean, batch_stats = logits_of(images, train=True)
         radius = settings.factor_t * eps
         room = (1 - part) * radius
-        center = jnp.clip(adversarial, images - room, images + room)
+        center = jnp.clip(batch['adversarial'], images - room, images + room)
         network = eval_logits(logits_of)
         lower = margins(network, center, labels, eps=part * radius, method='ibp')
         metrics = {
@@ -44,31 +43,32 @@ def sabr(config) -> Objective:
         }
         return jnp.mean(cross_entropy(-lower, labels)), (carry, batch_stats, metrics)
 
-    return Objective(loss, certificate={'method': settings.validate_by, 'eps': settings.eps})
+    return Objective(
+        loss,
+        inner=attacked_by(settings),
+        certificate={'method': settings.validate_by, 'eps': settings.eps},
+    )
 
 
-def attacked_images(
-    logits_of: LogitsOf,
-    key: jax.Array,
-    batch: dict,
-    progress: Progress,
-    settings: ConfigDict,
-) -> tuple[jax.Array, jax.Array]:
-    """Returns images [B, H, W, C] that PGD moved by up to factor_a * eps in l_inf, and eps, where
-    the ramp is.
+def attacked_by(settings: ConfigDict) -> Callable[..., dict]:
+    """Returns the inner maximisation that moves images by up to factor_a * eps in l_inf, with eps
+    where the ramp is.
 
-    It starts at random and attacks the cross-entropy of the eval-mode network, `steps` steps of
+    PGD starts at random and attacks the cross-entropy of the eval-mode network, `steps` steps of
     step_size times that radius. settings: config.certified.
     """
-    eps = fraction(settings.ramp, progress) * settings.eps
-    radius = settings.factor_a * eps
-    adversarial = attacks.pgd(
-        frozen_logits(logits_of),
-        key,
-        batch['image'],
-        batch['label'],
-        eps=radius,
-        step_size=settings.step_size * radius,
-        steps=settings.steps,
-    )
-    return adversarial, eps
+
+    def inner(logits_of, batch, key, progress):
+        radius = settings.factor_a * (fraction(settings.ramp, progress) * settings.eps)
+        adversarial = attacks.pgd(
+            frozen_logits(logits_of),
+            key,
+            batch['image'],
+            batch['label'],
+            eps=radius,
+            step_size=settings.step_size * radius,
+            steps=settings.steps,
+        )
+        return {**batch, 'adversarial': adversarial}
+
+    return inner

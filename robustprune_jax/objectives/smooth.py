@@ -35,7 +35,7 @@ def _stability(config):
         total = jnp.mean(cross_entropy(clean, labels)) + beta * stability
         return total, (carry, batch_stats, metrics)
 
-    return loss
+    return Objective(loss)
 
 
 def _gaussian(config):
@@ -48,7 +48,7 @@ def _gaussian(config):
         metrics = {'noisy_accuracy': accuracy(noisy, batch['label'])}
         return jnp.mean(cross_entropy(noisy, batch['label'])), (carry, batch_stats, metrics)
 
-    return loss
+    return Objective(loss)
 
 
 def _adversarial(config):
@@ -58,19 +58,26 @@ def _adversarial(config):
     """
     sigma, samples, attack = config.smooth.sigma, config.smooth.samples, dict(config.attack)
 
-    def loss(logits_of, carry, batch, key, progress):
-        images, labels = batch['image'], batch['label']
+    def drawn(images, key):
         noise_key, attack_key = jax.random.split(key)
-        noise = sigma * jax.random.normal(noise_key, (samples, *images.shape), images.dtype)
+        noise = jax.random.normal(noise_key, (samples, *images.shape), images.dtype)
+        return sigma * noise, attack_key
+
+    def inner(logits_of, batch, key, progress):
+        noise, attack_key = drawn(batch['image'], key)
         vote = Partial(log_soft_vote, frozen_logits(logits_of), noise)
-        adversarial = attacks.pgd(vote, attack_key, images, labels, **attack)
-        noisy_images = (adversarial + noise).reshape(-1, *images.shape[1:])
+        adversarial = attacks.pgd(vote, attack_key, batch['image'], batch['label'], **attack)
+        return {**batch, 'adversarial': adversarial}
+
+    def loss(logits_of, carry, batch, key, progress):
+        images, repeated = batch['image'], jnp.tile(batch['label'], samples)
+        noise, _ = drawn(images, key)
+        noisy_images = (batch['adversarial'] + noise).reshape(-1, *images.shape[1:])
         noisy, batch_stats = logits_of(noisy_images, train=True)
-        repeated = jnp.tile(labels, samples)
         metrics = {'noisy_accuracy': accuracy(noisy, repeated)}
         return jnp.mean(cross_entropy(noisy, repeated)), (carry, batch_stats, metrics)
 
-    return loss
+    return Objective(loss, inner=inner)
 
 
 def _consistency(config):
@@ -93,7 +100,7 @@ def _consistency(config):
         total = jnp.mean(cross_entropy(noisy, repeated)) + beta * unlike + eta * entropy
         return total, (carry, batch_stats, metrics)
 
-    return loss
+    return Objective(loss)
 
 
 SMOOTHINGS = {
@@ -112,4 +119,4 @@ def smooth(config) -> Objective:
     consistency). Validation estimates certified radii.
     """
     method = lookup(SMOOTHINGS, config.smooth.method, 'smoothing method')
-    return Objective(method(config), smoothing={'sigma': config.smooth.sigma})
+    return method(config)._replace(smoothing={'sigma': config.smooth.sigma})

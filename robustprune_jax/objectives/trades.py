@@ -30,23 +30,29 @@ def trades(config) -> Objective:
     """
     attack, settings = dict(config.attack), config.trades
 
-    def loss(logits_of, carry, batch, key, progress):
-        images, labels = batch['image'], batch['label']
-        batch_stats = None
-        if settings.bn_updates == 'original':  # its forward pass for the log moves them too
-            _, batch_stats = logits_of(images, train=True)
-        network = frozen_logits(logits_of, batch_stats)
+    def logged(logits_of, images):
+        """BatchNorm's statistics after the original's forward pass for the log."""
+        return logits_of(images, train=True)[1] if settings.bn_updates == 'original' else None
+
+    def inner(logits_of, batch, key, progress):
+        images = batch['image']
+        network = frozen_logits(logits_of, logged(logits_of, images))
         adversarial = attacks.pgd(
             network,
             key,
             images,
-            labels,
+            batch['label'],
             start=images + START_NOISE * normal_noise(batch, key),
             loss=Partial(_kl_to, network(images)),
             **attack,
         )
+        return {**batch, 'adversarial': adversarial}
+
+    def loss(logits_of, carry, batch, key, progress):
+        images, labels = batch['image'], batch['label']
+        batch_stats = logged(logits_of, images)
         clean, batch_stats = logits_of(images, train=True, batch_stats=batch_stats)
-        attacked, batch_stats = logits_of(adversarial, train=True, batch_stats=batch_stats)
+        attacked, batch_stats = logits_of(batch['adversarial'], train=True, batch_stats=batch_stats)
         if settings.bn_updates == 'original':
             _, batch_stats = logits_of(images, train=True, batch_stats=batch_stats)
         target = jax.lax.stop_gradient(clean) if settings.detach_target else clean
@@ -58,4 +64,4 @@ def trades(config) -> Objective:
         }
         return natural + settings.beta * robust, (carry, batch_stats, metrics)
 
-    return Objective(loss, attack=attack)
+    return Objective(loss, inner=inner, attack=attack)

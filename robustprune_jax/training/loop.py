@@ -25,6 +25,7 @@ from robustprune_jax.network import logits_fn, with_masks
 from robustprune_jax.objectives import OBJECTIVES, Objective
 from robustprune_jax.objectives.penalties import penalised
 from robustprune_jax.pruning import Choice, Method, configured
+from robustprune_jax.pruning.perturb import Perturbation
 from robustprune_jax.runtime import distributed, sharding
 from robustprune_jax.runtime.registry import lookup
 from robustprune_jax.training.checkpoint import Checkpoints
@@ -182,6 +183,7 @@ def _passes(config, phase: str, splits) -> tuple[ConfigDict, int, int]:
     section.epochs = math.ceil(section.epochs / updates)
     section.warmup_epochs /= updates
     section.ramp_epochs /= updates
+    section.perturbation.warmup_epochs /= updates
     section.milestones = tuple(epoch / updates for epoch in section.milestones)
     pseudo = pseudo_per_batch(config, section.batch_size)
     return section, pseudo, math.ceil(len(splits.train.labels) / (section.batch_size - pseudo))
@@ -203,6 +205,7 @@ def _prepare(config, phase: Phase, module, variables, image_shape, mesh: Mesh):
     """The first state, on the devices, and the compiled step."""
     labels = phase_labels(variables, phase.part.phase, config.prune.freeze_bn)
     tx = optimizer(phase.section, labels, phase.updates_per_epoch, config.pruning.rates)
+    perturbation = phase.section.perturbation
     batch_shape = (phase.section.batch_size, *image_shape)
     state = place(create_state(variables, tx, phase.objective, batch_shape), mesh)
     spec = Step(
@@ -219,6 +222,7 @@ def _prepare(config, phase: Phase, module, variables, image_shape, mesh: Mesh):
         batch_norm=config.batch_norm,
         compute_dtype=config.compute_dtype,
         matmul_precision=config.matmul_precision,
+        perturbation=Perturbation(**perturbation) if perturbation.gamma else None,
     )
     return state, train_step(spec)
 

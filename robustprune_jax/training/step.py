@@ -8,12 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 from robustprune_jax.data.augment import to_float
 from robustprune_jax.objectives import Objective, Progress
-from robustprune_jax.pruning import Choice, effective_params, training_masks
+from robustprune_jax.objectives.objective import as_given
+from robustprune_jax.pruning import Choice, effective_params, is_kernel, training_masks
+from robustprune_jax.pruning.perturb import SPACES, Perturbation, perturb
 from robustprune_jax.pruning.rates import after_step, excess, penalty
 from robustprune_jax.runtime import compiler
 from robustprune_jax.training.optim import trainable
@@ -74,6 +77,8 @@ class Step(NamedTuple):
     batch_norm: 'global', or 'per_device': statistics of each device's part, as under jax.pmap.
     compute_dtype: 'bfloat16' computes the network, not the loss and the update, in it.
     matmul_precision: jax's name of how exact products are; '' is its default.
+    perturbation: of weights or scores, at which an update's gradient is taken; of the attack, the
+    metrics and BatchNorm's statistics it has no part.
     """
 
     module: linen.Module
@@ -89,6 +94,7 @@ class Step(NamedTuple):
     batch_norm: str = 'global'
     compute_dtype: str = 'float32'
     matmul_precision: str = ''
+    perturbation: Perturbation | None = None
 
     @property
     def per_device(self) -> bool:
@@ -162,26 +168,11 @@ def _step(spec, state, batch, key):
 def _update(spec, state, batch, key):
     """One optimizer update on a batch."""
     leaves = trainable(state.variables)
-
-    def to_params(leaves):
-        variables = {**state.variables, **leaves}
-        if spec.choice:
-            variables['masks'] = training_masks(spec.choice, variables)
-        return effective_params(variables)
-
-    params, pull_back = jax.vjp(to_params, leaves)
-    batch_stats = state.variables.get('batch_stats')
-    gradient_of = partial(_gradient, spec, state.step, params)
-    # No loop without need: convolutions in one are up to four times slower on CPU.
-    if spec.accumulate == 1:
-        gradient, batch_stats, carry, metrics = gradient_of(batch_stats, batch, state.carry, key)
-    else:
-        gradient, batch_stats, carry, metrics = _accumulated(
-            spec, gradient_of, params, batch_stats, batch, state.carry, key
-        )
-    if spec.per_device:
-        gradient, batch_stats, metrics = jax.lax.pmean((gradient, batch_stats, metrics), 'data')
+    params, pull_back = jax.vjp(partial(_params, spec, state.variables), leaves)
+    gradient, batch_stats, carry, metrics, batch = _gradient(spec, state, params, batch, key)
     (gradient,) = pull_back(gradient)
+    if spec.perturbation:
+        gradient = _perturbed_gradient(spec, state, params, gradient, batch, key)
     if spec.learns_rates:
         budget_loss = jax.grad(partial(_penalty, spec, state.variables))(leaves['rates'])
         gradient['rates'] = jax.tree.map(jnp.add, gradient['rates'], budget_loss)
@@ -194,45 +185,95 @@ def _update(spec, state, batch, key):
     return TrainState(state.step, variables, optimizer, carry, first_nan), metrics
 
 
+def _params(spec, variables, leaves):
+    """What the network computes with, of the trainable collections."""
+    variables = {**variables, **leaves}
+    if spec.choice:
+        variables['masks'] = training_masks(spec.choice, variables)
+    return effective_params(variables)
+
+
+def _perturbed_gradient(spec, state, params, gradient, batch, key):
+    """The gradient where the perturbation leads, on the images that are attacked already."""
+    settings, leaves = spec.perturbation, trainable(state.variables)
+    name = SPACES[settings.space]
+    masked = params if name == 'params' else leaves[name]
+    tree, slopes = (
+        {p: x for p, x in flatten_dict(of).items() if is_kernel(p, x)}
+        for of in (masked, gradient[name])
+    )
+    warm = state.step >= settings.warmup_epochs * spec.steps_per_epoch
+    moves = perturb(tree, slopes, jnp.where(warm, settings.gamma, 0.0))
+    flat = flatten_dict(leaves[name])
+    moved = {path: flat[path] + move for path, move in moves.items()}
+    leaves[name] = unflatten_dict({**flat, **moved})
+    params, pull_back = jax.vjp(partial(_params, spec, state.variables), leaves)
+    attacked = spec._replace(objective=spec.objective._replace(inner=as_given))
+    gradient, *_ = _gradient(attacked, state, params, batch, key)
+    return pull_back(gradient)[0]
+
+
 def _penalty(spec, variables, rates):
     return penalty({**variables, 'rates': rates}, spec.choice.budget)
 
 
-def _gradient(spec, step, params, batch_stats, batch, carry, key):
-    """The loss's gradient to the masked parameters, and what else the objective moves."""
+def _gradient(spec, state, params, batch, key):
+    """The loss's gradient to the masked parameters, what else the objective moves, its metrics and
+    the batch with what it attacked: of all parts and devices."""
+    part_of = partial(_part, spec, state.step, params)
+    batch_stats = state.variables.get('batch_stats')
+    # No loop without need: convolutions in one are up to four times slower on CPU.
+    if spec.accumulate == 1:
+        found = part_of(batch_stats, batch, state.carry, key)
+    else:
+        found = _accumulated(spec, part_of, params, batch_stats, batch, state.carry, key)
+    gradient, batch_stats, carry, metrics, batch = found
+    if spec.per_device:
+        gradient, batch_stats, metrics = jax.lax.pmean((gradient, batch_stats, metrics), 'data')
+    return gradient, batch_stats, carry, metrics, batch
+
+
+def _part(spec, step, params, batch_stats, batch, carry, key):
+    """_gradient of one part of a batch, on one device."""
     forward = _forward(spec.module, spec.dtype)
     progress = Progress(step, spec.steps_per_epoch, spec.total_steps, spec.ramp_epochs)
 
-    def loss_of(params, carry):
+    def logits_of(params):
         network = {'params': params}
         if batch_stats is not None:
             network['batch_stats'] = batch_stats
-        return spec.objective.loss(Partial(forward, network), carry, batch, key, progress)
+        return Partial(forward, network)
+
+    batch = spec.objective.inner(logits_of(params), batch, key, progress)
+
+    def loss_of(params, carry):
+        return spec.objective.loss(logits_of(params), carry, batch, key, progress)
 
     (loss, (carry, batch_stats, metrics)), (gradient, ascent) = jax.value_and_grad(
         loss_of, argnums=(0, 1), has_aux=True
     )(params, carry)
     carry = spec.objective.ascend(carry, ascent)
-    return gradient, batch_stats, carry, {'loss': loss, **metrics}
+    return gradient, batch_stats, carry, {'loss': loss, **metrics}, batch
 
 
-def _accumulated(spec, gradient_of, params, batch_stats, batch, carry, key):
-    """The same as of the whole batch, part by part; BatchNorm's statistics move with each."""
+def _accumulated(spec, part_of, params, batch_stats, batch, carry, key):
+    """The same of the whole batch, part by part; BatchNorm's statistics move with each."""
 
     def add_part(sums, part):
         total, batch_stats = sums
         *part, number = part
         part_key = jax.random.fold_in(key, number)
-        gradient, batch_stats, carry, metrics = gradient_of(batch_stats, *part, part_key)
-        return (jax.tree.map(jnp.add, total, gradient), batch_stats), (carry, metrics)
+        gradient, batch_stats, *rest = part_of(batch_stats, *part, part_key)
+        return (jax.tree.map(jnp.add, total, gradient), batch_stats), rest
 
     nothing = jax.tree.map(jnp.zeros_like, params)
     shards = 1 if spec.per_device else spec.mesh.size
     parts = (*_split((batch, carry), spec.accumulate, shards), jnp.arange(spec.accumulate))
-    (total, batch_stats), (carry, metrics) = jax.lax.scan(add_part, (nothing, batch_stats), parts)
+    (total, batch_stats), rest = jax.lax.scan(add_part, (nothing, batch_stats), parts)
+    carry, metrics, batch = rest
     gradient = jax.tree.map(lambda leaf: leaf / spec.accumulate, total)
     metrics = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), metrics)
-    return gradient, batch_stats, _join(carry, shards), metrics
+    return gradient, batch_stats, _join(carry, shards), metrics, _join(batch, shards)
 
 
 def _split(tree, parts, shards):

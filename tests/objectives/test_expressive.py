@@ -40,11 +40,14 @@ def loss_of(name, progress=RISEN, certified=(), **settings):
     config = default()
     config.certified.update(eps=EPS, **dict(certified))
     config[name].update(settings)
-    loss = jax.jit(
-        lambda weights: OBJECTIVES[name](config).loss(
-            Partial(logits_of, weights), (), BATCH, KEY, progress
-        )
-    )
+    objective = OBJECTIVES[name](config)
+
+    @jax.jit
+    def loss(weights):
+        whole = Partial(logits_of, weights)
+        batch = objective.inner(whole, BATCH, KEY, progress)
+        return objective.loss(whole, (), batch, KEY, progress)
+
     value, (_, _, metrics) = loss(WEIGHTS)
     return float(value), metrics
 
@@ -96,14 +99,15 @@ def test_the_two_radii_have_their_factors():
 
 
 def test_exp_ibp_has_gradients_where_a_loss_rounds_to_0():
-    config = default()
+    objective = OBJECTIVES['exp_ibp'](default())
     sure = Partial(lambda scale, x, train=False, batch_stats=None: (x[:, 0, :2, 0] * scale, None))
     batch = {'image': jnp.tile(jnp.array([1.0, 0.0]).reshape(1, 1, 2, 1), (3, 1, 1, 1))}
     batch['label'] = jnp.zeros(3, int)
 
     def loss(scale):
         bound = Partial(sure.func, scale)
-        return OBJECTIVES['exp_ibp'](config).loss(bound, (), batch, KEY, RISEN)[0]
+        attacked = objective.inner(bound, batch, KEY, RISEN)
+        return objective.loss(bound, (), attacked, KEY, RISEN)[0]
 
     value, gradient = jax.value_and_grad(loss)(200.0)
     assert 0 < value < 1e-6
