@@ -11,6 +11,7 @@ from robustprune_jax.config import Part, objective_name
 from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.pruning.perturb import Perturbation
+from robustprune_jax.training.average import Average
 from robustprune_jax.training.optim import optimizer, phase_labels
 from robustprune_jax.training.start import choice
 from robustprune_jax.training.step import Step, create_state, train_step
@@ -30,6 +31,7 @@ def training_step(
     objective = OBJECTIVES[objective_name(config, phase)](config)
     prunes = Part('prune', 'hydra', config.densities[0]) if phase == 'prune' else None
     perturbation = config[phase].perturbation
+    average = Average(**config.average) if config.average.decay else None
     tx = optimizer(config[phase], phase_labels(variables, phase), STEPS_PER_EPOCH)
     update = train_step(
         Step(
@@ -46,6 +48,8 @@ def training_step(
             batch_norm=config.batch_norm,
             compute_dtype=config.compute_dtype,
             perturbation=Perturbation(**perturbation) if perturbation.gamma else None,
+            average=average,
         )
     )
-    return update, partial(create_state, tx=tx, objective=objective)
+    averages = average is not None
+    return update, partial(create_state, tx=tx, objective=objective, averages=averages)

@@ -180,6 +180,8 @@ FIELDS: dict[str, Rule] = {
     'mixtrain.memory_gb': _above_0,
     **{f'{phase}.{field}': rule for phase in TRAINED for field, rule in _PHASE_FIELDS.items()},
     'pretrain.epochs': _at_least_0,  # 0: the random network
+    'average.decay': _must(lambda value: 0 <= value < 1, 'at least 0 and below 1'),
+    'average.start': _must(lambda value: 0 <= value < 1, 'at least 0 and below 1'),
     'pruning.criterion': _named(('', *CRITERIA)),
     'pruning.allocation': _named(('', *ALLOCATIONS, 'learned')),
     'pruning.structure': _named(('', *STRUCTURES)),
@@ -195,7 +197,7 @@ FIELDS: dict[str, Rule] = {
     'pruning.rates.gamma': _at_least_0,
     'pruning.rates.gradient': _named(GRADIENTS),
     'pruning.rates.start': _named(('uniform', 'erk', 'igq', 'power')),
-    'evaluate.checkpoint': _named(('latest', 'best')),
+    'evaluate.checkpoint': _named(('latest', 'best', 'average')),
     'evaluate.batch_size': _at_least_1,
     'evaluate.examples': _at_least_0,
     'evaluate.attack': _named(('pgd', 'standard')),
@@ -234,6 +236,8 @@ def _relations(config: ConfigDict) -> Iterator[tuple[str, bool, str]]:
     for field, attack in (('attack', config.attack), ('evaluate.pgd', config.evaluate.pgd)):
         in_range = attack.norm != 'linf' or attack.eps <= 1
         yield f'{field}.eps', in_range, 'at most 1: pixels lie in [0, 1]'
+    is_there = config.evaluate.checkpoint != 'average' or config.average.decay > 0
+    yield 'evaluate.checkpoint', is_there, 'latest or best, where average.decay is 0'
     free = 'free' in [objective_name(config, phase) for phase in TRAINED]
     yield 'attack.norm', not free or config.attack.norm == 'linf', 'linf: free has no other'
     enough = config.evaluate.attack == 'pgd' or config.dataset.num_classes >= 4

@@ -20,7 +20,9 @@ from robustprune_jax.attacks import cross_entropy
 from robustprune_jax.config import default
 from robustprune_jax.models.layers import batch_norm
 from robustprune_jax.pruning import init_scores
+from robustprune_jax.pruning.perturb import Perturbation
 from robustprune_jax.runtime import sharding
+from robustprune_jax.training.average import Average
 
 SHAPE = (16, 16, 16, 3)
 
@@ -85,8 +87,10 @@ def assert_close(one, other, tolerance):
 
 
 def trades():
-    """Prune with BatchNorm and augmentation. In float64, where an attack amplifies no rounding."""
-    assert_close(*(after(5, 'prune', 'trades', n, np.float64) for n in (1, 4)), 1e-9)
+    """Prune with BatchNorm, augmentation, perturbed scores and an average. In float64, where an
+    attack amplifies no rounding."""
+    settings = {'perturbation': Perturbation(0.01, 0.0, 'scores'), 'average': Average(0.9, 0.0)}
+    assert_close(*(after(5, 'prune', 'trades', n, np.float64, **settings) for n in (1, 4)), 1e-9)
 
 
 def free():
@@ -139,6 +143,7 @@ def per_device_attacked():
     """Four devices with the same images and noise do what one of them does; pretrain and prune."""
     for phase in ('pretrain', 'prune'):
         settings = {'augment': 'none', 'batch_norm': 'per_device'}
+        settings['perturbation'] = Perturbation(0.01, 0.0, 'weights')
         ends = []
         for n in (1, 4):
             update, state, batch = prepared(phase, 'trades', n, np.float64, **settings)

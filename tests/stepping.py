@@ -30,6 +30,7 @@ def compiled_step(
     density: float | None = None,
     augment: str = 'none',
     mesh: Mesh | None = None,
+    total_steps: int = 1,
     **settings,
 ):
     """Returns a step, on all devices unless a mesh is given, and the state that it starts from."""
@@ -42,9 +43,10 @@ def compiled_step(
             AUGMENTATIONS[augment],
             mesh,
             steps_per_epoch=1,
-            total_steps=1,
+            total_steps=total_steps,
             choice=density and Choice(Budget(density)),
             **settings,
         )
     )
-    return update, place(create_state(variables, tx, objective, batch_shape), mesh)
+    averages = settings.get('average') is not None
+    return update, place(create_state(variables, tx, objective, batch_shape, averages), mesh)

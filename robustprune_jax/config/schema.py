@@ -163,6 +163,11 @@ def default() -> ConfigDict:
     config.mixtrain.weight = 0.1  # of their loss, until eps is reached; then it grows, up to 50
     config.mixtrain.memory_gb = 1.0  # for their bounds, about
 
+    # A running average of every phase's network, for evaluate.checkpoint=average; 0: none.
+    config.average = ConfigDict()
+    config.average.decay = 0.0  # of an update: what is left of the average; 0.995 to 0.999
+    config.average.start = 0.0  # the part of a phase before which it is the network itself
+
     config.pretrain = _training()  # 0 epochs: the network stays as it is drawn
     config.pruning = ConfigDict()  # '': as the method has it
     config.pruning.criterion = ''  # where the scores start: a name of pruning.CRITERIA
@@ -194,7 +199,7 @@ def default() -> ConfigDict:
     config.finetune = _training(learning_rate=0.01)
 
     config.evaluate = ConfigDict()
-    config.evaluate.checkpoint = 'latest'  # latest | best (on the validation part)
+    config.evaluate.checkpoint = 'latest'  # latest | best (on the validation part) | average
     config.evaluate.pruned = False  # also evaluate the networks between prune and finetune
     config.evaluate.batch_size = 256
     config.evaluate.examples = 0  # the first N test images; 0: all

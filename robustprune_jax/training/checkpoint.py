@@ -1,6 +1,7 @@
 """Checkpoints of a phase (Orbax v1): the newest two and the best, readable on any topology.
 
-Items: `variables` (all that evaluation and export need), `optimizer` (the rest of the train
+Items: `variables` (all that evaluation and export need), `average` (the same of the averaged
+network, where there is one), `optimizer` (the rest of the train
 state), `data` (the iterator's position), `meta` (JSON: arch, num_classes, image_shape, phase,
 method, density, criterion, allocation, structure, objective, step, epoch, total_steps).
 `checksums.json` has the CRC-32 of every file: what Orbax reads from a damaged one is other weights,
@@ -61,14 +62,15 @@ class Checkpoints:
                 self._orbax.close()
 
     def save(
-        self, state: TrainState, variables: dict, data: Any, meta: dict, quality: float | None
+        self, state: TrainState, networks: dict, data: Any, meta: dict, quality: float | None
     ) -> None:
-        """Saves one step, in the background. `variables` are the state's, with the masks.
+        """Saves one step, in the background.
 
+        networks: the state's `variables` and, where there is one, `average`, with the masks.
         quality: the metric that chooses the best; None where it was not measured.
         """
         items = {
-            'variables': variables,
+            **networks,
             'optimizer': _rest(state),
             'data': _Position(data),
             'meta': meta,
@@ -101,18 +103,25 @@ class Checkpoints:
         position; `state` as it is where there is no checkpoint."""
         if not self._orbax.latest:
             return state
+        networks = {'variables': state.variables}
+        if state.average:
+            networks['average'] = state.average
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-            {'variables': state.variables, 'optimizer': _rest(state)},
+            {**networks, 'optimizer': _rest(state)},
         )
         step = self._orbax.latest.step
         with _reading(self._directory / str(step)) as folder:
             # All that was saved has to be named, also the masks, which prune computes from the
             # scores.
-            abstract['variables'] = {**_abstract_variables(folder), **abstract['variables']}
+            for item in networks:
+                abstract[item] = {**_abstract_variables(folder, item), **abstract[item]}
             items = self._orbax.load_checkpointables(step, {**abstract, 'data': _Position(data)})
-        variables = {name: items['variables'][name] for name in state.variables}
-        return state.replace(variables=variables, **items['optimizer'])
+        found = {
+            item: {name: items[item][name] for name in network}
+            for item, network in networks.items()
+        }
+        return state.replace(**found, **items['optimizer'])
 
 
 def _quality(metrics):
@@ -156,9 +165,9 @@ def _rest(state):
     }
 
 
-def _abstract_variables(folder):
+def _abstract_variables(folder, item):
     # Of this item alone: the metadata of `data` cannot be read, and Orbax complains of it.
-    shapes = ocp.metadata(folder, 'variables').metadata
+    shapes = ocp.metadata(folder, item).metadata
     return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
 
 
@@ -259,8 +268,9 @@ def locate(path: Path | str) -> Path:
 def load(path: Path | str, which: str | int = 'latest') -> tuple[dict, dict]:
     """Returns (variables, meta) of a saved network, as numpy arrays, on any topology.
 
-    which: 'latest', 'best' or a step. Raises FileNotFoundError when there is no such checkpoint,
-    ValueError when it is damaged.
+    which: 'latest', 'best', a step, or 'average': the latest's average, which is itself where it
+    was not trained here. Raises FileNotFoundError when there is no such checkpoint, ValueError
+    when it is damaged.
     """
     directory = locate(path).absolute()
     steps = _steps(directory)
@@ -269,14 +279,18 @@ def load(path: Path | str, which: str | int = 'latest') -> tuple[dict, dict]:
             saved = {c.step: _quality(c.metrics) for c in checkpoints.checkpoints}
         step = max(saved, key=lambda step: (saved[step], step))
     else:
-        step = steps[-1] if which == 'latest' else which
+        step = steps[-1] if which in ('latest', 'average') else which
     if step not in steps:
         raise FileNotFoundError(f'no step {step} in {directory}: there are {steps}')
-    with _reading(directory / str(step), 'variables', 'meta') as folder:
+    with _reading(directory / str(step), 'meta') as folder:
         meta = _meta(folder)
-        variables = ocp.load(folder, _abstract_variables(folder), checkpointable_name='variables')
     _check_version(meta, folder)
-    return variables, meta
+    item = 'average' if which == 'average' and meta['total_steps'] else 'variables'
+    if not (folder / item).is_dir():
+        raise FileNotFoundError(f'no {item} in {folder}: config.average.decay was 0')
+    with _reading(folder, item):
+        shapes = _abstract_variables(folder, item)
+        return ocp.load(folder, shapes, checkpointable_name=item), meta
 
 
 def load_meta(path: Path | str) -> dict:

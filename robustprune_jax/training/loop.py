@@ -28,6 +28,7 @@ from robustprune_jax.pruning import Choice, Method, configured
 from robustprune_jax.pruning.perturb import Perturbation
 from robustprune_jax.runtime import distributed, sharding
 from robustprune_jax.runtime.registry import lookup
+from robustprune_jax.training.average import Average
 from robustprune_jax.training.checkpoint import Checkpoints
 from robustprune_jax.training.log import PhaseLog
 from robustprune_jax.training.optim import optimizer, phase_labels, schedule, warmup_steps
@@ -129,14 +130,22 @@ def train(
                 if due.logs or stops:
                     log.write(step, **values)
                 if due.saves or stops:
-                    network = {**with_masks(state.variables, phase.choice), **unused}
+                    networks = _networks(phase, state, unused)
                     at = {**about, 'step': step, 'epoch': step // phase.steps_per_epoch}
-                    checkpoints.save(state, network, data, at, quality)
+                    checkpoints.save(state, networks, data, at, quality)
                     saved = step
                 if stops:
                     checkpoints.wait()
                     log.tell(f'stopped at step {step}, saved; the same command goes on.')
                     sys.exit(0)
+
+
+def _networks(phase: Phase, state, unused: dict) -> dict[str, dict]:
+    """What is saved of a state: the network and, where there is one, its average, with masks."""
+    found = {'variables': state.variables}
+    if state.average:
+        found['average'] = {**state.variables, **state.average}
+    return {item: {**with_masks(of, phase.choice), **unused} for item, of in found.items()}
 
 
 def _validated(config, phase: Phase, module, splits, mesh, variables, step, log):
@@ -207,7 +216,8 @@ def _prepare(config, phase: Phase, module, variables, image_shape, mesh: Mesh):
     tx = optimizer(phase.section, labels, phase.updates_per_epoch, config.pruning.rates)
     perturbation = phase.section.perturbation
     batch_shape = (phase.section.batch_size, *image_shape)
-    state = place(create_state(variables, tx, phase.objective, batch_shape), mesh)
+    average = Average(**config.average) if config.average.decay else None
+    state = create_state(variables, tx, phase.objective, batch_shape, average is not None)
     spec = Step(
         module,
         phase.objective,
@@ -223,8 +233,9 @@ def _prepare(config, phase: Phase, module, variables, image_shape, mesh: Mesh):
         compute_dtype=config.compute_dtype,
         matmul_precision=config.matmul_precision,
         perturbation=Perturbation(**perturbation) if perturbation.gamma else None,
+        average=average,
     )
-    return state, train_step(spec)
+    return place(state, mesh), train_step(spec)
 
 
 def _batches(config, phase: Phase, splits) -> grain.DatasetIterator:

@@ -14,7 +14,8 @@ class TrainState:
     """What one step reads and writes.
 
     first_nan is the first step whose loss or update was not finite, -1 while there is none: it
-    stays on the device, so that no step waits for the host.
+    stays on the device, so that no step waits for the host. average: the averaged collections, {}
+    where none are.
     """
 
     step: jax.Array
@@ -22,6 +23,7 @@ class TrainState:
     optimizer: Any
     carry: Any
     first_nan: jax.Array
+    average: dict[str, Any]
 
 
 def place(state: TrainState, mesh: Mesh) -> TrainState:
