@@ -146,6 +146,7 @@ FIELDS: dict[str, Rule] = {
     'compute_dtype': _named(('float32', 'bfloat16')),
     'matmul_precision': _named(('', 'default', 'high', 'highest')),
     'objective': _named(OBJECTIVES),
+    'label_smoothing': _must(lambda value: 0 <= value < 1, 'at least 0 and below 1'),
     'attack.eps': _pixels,
     'attack.step_size': _pixels,
     'attack.steps': _at_least_1,
@@ -238,7 +239,10 @@ def _relations(config: ConfigDict) -> Iterator[tuple[str, bool, str]]:
         yield f'{field}.eps', in_range, 'at most 1: pixels lie in [0, 1]'
     is_there = config.evaluate.checkpoint != 'average' or config.average.decay > 0
     yield 'evaluate.checkpoint', is_there, 'latest or best, where average.decay is 0'
-    free = 'free' in [objective_name(config, phase) for phase in TRAINED]
+    objectives = {objective_name(config, phase) for phase in TRAINED}
+    of_bounds = bool(config.label_smoothing) and objectives & {'cc_ibp', 'sabr'}
+    yield 'label_smoothing', not of_bounds, '0: cc_ibp and sabr have no cross-entropy of an image'
+    free = 'free' in objectives
     yield 'attack.norm', not free or config.attack.norm == 'linf', 'linf: free has no other'
     enough = config.evaluate.attack == 'pgd' or config.dataset.num_classes >= 4
     yield 'evaluate.attack', enough, 'pgd: standard needs at least 4 classes'

@@ -113,6 +113,9 @@ def default() -> ConfigDict:
     # natural | pgd | trades | free | smooth | ibp | crown_ibp | mixtrain | mtl_ibp | cc_ibp |
     # exp_ibp | sabr
     config.objective = 'trades'
+    # How much of each label is all classes alike, in the cross-entropy of images, not of bounds, in
+    # training; the attack and all that is measured have the labels themselves.
+    config.label_smoothing = 0.0
     config.attack = ConfigDict()  # the attack of training and validation
     config.attack.eps = 0.1  # radius of the ball, in pixel units ([0, 1])
     config.attack.step_size = 0.02  # pixel units; TRADES l_2 of the original: 2 * eps / steps

@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from robustprune_jax.attacks import cross_entropy
 from robustprune_jax.bounds import label_spec, linear, problem
 from robustprune_jax.bounds.relu import crown_slope
-from robustprune_jax.objectives.objective import Objective, accuracy, eval_logits
+from robustprune_jax.objectives.objective import Objective, accuracy, eval_logits, label_loss
 from robustprune_jax.objectives.ramps import between, fraction
 
 
@@ -23,6 +22,7 @@ def crown_ibp(config) -> Objective:
     loss_fusion.
     """
     eps, ramp, settings = config.certified.eps, config.certified.ramp, dict(config.crown_ibp)
+    label_cost = label_loss(config)
 
     def loss(logits_of, carry, batch, key, progress):
         images, labels = batch['image'], batch['label']
@@ -45,7 +45,7 @@ def crown_ibp(config) -> Objective:
         }
         total = jnp.mean(robust)
         if settings['kappa_start'] or settings['kappa_end']:  # otherwise no clean gradient either
-            total = kappa * jnp.mean(cross_entropy(clean, labels)) + (1 - kappa) * total
+            total = kappa * jnp.mean(label_cost(clean, labels)) + (1 - kappa) * total
         return total, (carry, batch_stats, metrics)
 
     return Objective(loss, certificate={'method': 'ibp', 'eps': eps})

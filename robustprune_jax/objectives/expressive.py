@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from robustprune_jax.attacks import cross_entropy
 from robustprune_jax.bounds import margins, verified
-from robustprune_jax.objectives.objective import Objective, accuracy, eval_logits
+from robustprune_jax.objectives.objective import Objective, accuracy, eval_logits, label_loss
 from robustprune_jax.objectives.ramps import fraction
 from robustprune_jax.objectives.sabr import attacked_by
 
@@ -20,11 +20,11 @@ def mtl_ibp(config) -> Objective:
 
     Reads config.mtl_ibp.alpha and what `_expressive` reads.
     """
-    alpha = config.mtl_ibp.alpha
+    alpha, label_cost = config.mtl_ibp.alpha, label_loss(config)
 
     def loss(attacked, lower, labels):
         worst = cross_entropy(-lower, labels)
-        return alpha * worst + (1 - alpha) * cross_entropy(attacked, labels)
+        return alpha * worst + (1 - alpha) * label_cost(attacked, labels)
 
     return _expressive(config, loss)
 
@@ -48,12 +48,12 @@ def exp_ibp(config) -> Objective:
 
     Reads config.exp_ibp.alpha and what `_expressive` reads.
     """
-    alpha = config.exp_ibp.alpha
+    alpha, label_cost = config.exp_ibp.alpha, label_loss(config)
 
     def loss(attacked, lower, labels):
         worst, reached = (
-            jnp.log(jnp.maximum(cross_entropy(logits, labels), LEAST_LOSS))
-            for logits in (-lower, attacked)
+            jnp.log(jnp.maximum(loss, LEAST_LOSS))
+            for loss in (cross_entropy(-lower, labels), label_cost(attacked, labels))
         )
         return jnp.exp(alpha * worst + (1 - alpha) * reached)
 

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from robustprune_jax.attacks import NORMS, cross_entropy
-from robustprune_jax.objectives.objective import Objective, accuracy
+from robustprune_jax.attacks import NORMS
+from robustprune_jax.objectives.objective import Objective, accuracy, label_loss
 
 
 def free(config) -> Objective:
@@ -15,12 +15,12 @@ def free(config) -> Objective:
     batch and from epoch to epoch (the original's starts again at 0 in every epoch). Reads
     config.free.n_repeats and config.attack: eps for training, all of it for validation.
     """
-    eps, norm = config.attack.eps, NORMS['linf']
+    eps, norm, label_cost = config.attack.eps, NORMS['linf'], label_loss(config)
 
     def loss(logits_of, delta, batch, key, progress):
         attacked, batch_stats = logits_of(jnp.clip(batch['image'] + delta, 0, 1), train=True)
         metrics = {'robust_accuracy': accuracy(attacked, batch['label'])}
-        return jnp.mean(cross_entropy(attacked, batch['label'])), (delta, batch_stats, metrics)
+        return jnp.mean(label_cost(attacked, batch['label'])), (delta, batch_stats, metrics)
 
     return Objective(
         loss,

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from robustprune_jax.attacks import cross_entropy
 from robustprune_jax.bounds import margins, verified
-from robustprune_jax.objectives.objective import Objective, accuracy, eval_logits
+from robustprune_jax.objectives.objective import Objective, accuracy, eval_logits, label_loss
 from robustprune_jax.objectives.ramps import between, fraction
 
 
@@ -15,6 +15,7 @@ def ibp(config) -> Objective:
     (eps, ramp) and config.ibp: kappa goes from kappa_start to kappa_end as eps rises.
     """
     eps, ramp, settings = config.certified.eps, config.certified.ramp, dict(config.ibp)
+    label_cost = label_loss(config)
 
     def loss(logits_of, carry, batch, key, progress):
         images, labels = batch['image'], batch['label']
@@ -22,7 +23,7 @@ def ibp(config) -> Objective:
         kappa = between(settings['kappa_start'], settings['kappa_end'], risen)
         clean, batch_stats = logits_of(images, train=True)
         lower = margins(eval_logits(logits_of), images, labels, eps=risen * eps, method='ibp')
-        natural = jnp.mean(cross_entropy(clean, labels))
+        natural = jnp.mean(label_cost(clean, labels))
         robust = jnp.mean(cross_entropy(-lower, labels))
         metrics = {
             'accuracy': accuracy(clean, labels),

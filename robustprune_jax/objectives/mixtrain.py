@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from robustprune_jax.attacks import cross_entropy
 from robustprune_jax.bounds import margins, verified
-from robustprune_jax.objectives.objective import Objective, accuracy, eval_logits
+from robustprune_jax.objectives.objective import Objective, accuracy, eval_logits, label_loss
 from robustprune_jax.objectives.ramps import fraction
 
 
@@ -20,6 +20,7 @@ def mixtrain(config) -> Objective:
     Reads config.certified (eps, ramp) and config.mixtrain.
     """
     eps, ramp, settings = config.certified.eps, config.certified.ramp, dict(config.mixtrain)
+    label_cost = label_loss(config)
 
     def loss(logits_of, carry, batch, key, progress):
         images, labels = batch['image'], batch['label']
@@ -47,7 +48,7 @@ def mixtrain(config) -> Objective:
             'verified_accuracy': verified_accuracy / settings['probability'],
             'eps': risen * eps,
         }
-        return jnp.mean(cross_entropy(clean, labels)) + robust, (carry, batch_stats, metrics)
+        return jnp.mean(label_cost(clean, labels)) + robust, (carry, batch_stats, metrics)
 
     return Objective(loss, certificate={'method': 'crown_ibp', 'eps': eps})
 

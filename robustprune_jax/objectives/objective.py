@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
+from ml_collections import ConfigDict
+
+from robustprune_jax.attacks import cross_entropy
 
 # logits_of(images, train=False, batch_stats=None) -> logits [B, K], batch_stats
 #
@@ -88,6 +91,21 @@ def normal_noise(batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
     if 'noise' in batch:
         return batch['noise']
     return jax.random.normal(key, batch['image'].shape, batch['image'].dtype)
+
+
+def label_loss(config: ConfigDict) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Returns (logits, labels) -> [B], what objectives write as CE(f(x), y): the cross-entropy to
+    labels of which config.label_smoothing is every class alike (Szegedy et al. 2016, section 7).
+    """
+    alpha = config.label_smoothing
+    if not alpha:
+        return cross_entropy
+
+    def loss(logits, labels):
+        to_all = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
+        return (1 - alpha) * cross_entropy(logits, labels) + alpha * to_all
+
+    return loss
 
 
 def kl_divergence(logits: jax.Array, target_logits: jax.Array) -> jax.Array:

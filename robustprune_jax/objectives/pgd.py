@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from robustprune_jax import attacks
-from robustprune_jax.objectives.objective import Objective, accuracy, frozen_logits
+from robustprune_jax.objectives.objective import Objective, accuracy, frozen_logits, label_loss
 
 
 def pgd(config) -> Objective:
@@ -12,7 +12,7 @@ def pgd(config) -> Objective:
     Reads config.attack: eps, step_size, steps, norm. The clean training-mode pass, which moves the
     BatchNorm statistics first and gives the clean accuracy, carries no gradient.
     """
-    attack = dict(config.attack)
+    attack, label_cost = dict(config.attack), label_loss(config)
 
     def inner(logits_of, batch, key, progress):
         network = frozen_logits(logits_of)
@@ -27,6 +27,6 @@ def pgd(config) -> Objective:
             'accuracy': accuracy(clean, labels),
             'robust_accuracy': accuracy(attacked, labels),
         }
-        return jnp.mean(attacks.cross_entropy(attacked, labels)), (carry, batch_stats, metrics)
+        return jnp.mean(label_cost(attacked, labels)), (carry, batch_stats, metrics)
 
     return Objective(loss, inner=inner, attack=attack)

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from robustprune_jax import attacks
-from robustprune_jax.attacks import cross_entropy
 from robustprune_jax.objectives.objective import (
     Objective,
     accuracy,
     frozen_logits,
     kl_divergence,
+    label_loss,
     normal_noise,
 )
 from robustprune_jax.runtime.registry import lookup
@@ -20,7 +20,7 @@ from robustprune_jax.smoothing import log_soft_vote
 def _stability(config):
     """CE(f(x), y) + beta * KL(f(x) || f(x + sigma * noise)), a gradient through both sides (Li et
     al. 2019; the original's)."""
-    sigma, beta = config.smooth.sigma, config.smooth.beta
+    sigma, beta, label_cost = config.smooth.sigma, config.smooth.beta, label_loss(config)
 
     def loss(logits_of, carry, batch, key, progress):
         images, labels = batch['image'], batch['label']
@@ -32,7 +32,7 @@ def _stability(config):
             'accuracy': accuracy(clean, labels),
             'noisy_accuracy': accuracy(noisy, labels),
         }
-        total = jnp.mean(cross_entropy(clean, labels)) + beta * stability
+        total = jnp.mean(label_cost(clean, labels)) + beta * stability
         return total, (carry, batch_stats, metrics)
 
     return Objective(loss)
@@ -40,13 +40,13 @@ def _stability(config):
 
 def _gaussian(config):
     """CE(f(x + sigma * noise), y) (Cohen et al. 2019)."""
-    sigma = config.smooth.sigma
+    sigma, label_cost = config.smooth.sigma, label_loss(config)
 
     def loss(logits_of, carry, batch, key, progress):
         noisy_images = batch['image'] + sigma * normal_noise(batch, key)
         noisy, batch_stats = logits_of(noisy_images, train=True)
         metrics = {'noisy_accuracy': accuracy(noisy, batch['label'])}
-        return jnp.mean(cross_entropy(noisy, batch['label'])), (carry, batch_stats, metrics)
+        return jnp.mean(label_cost(noisy, batch['label'])), (carry, batch_stats, metrics)
 
     return Objective(loss)
 
@@ -57,6 +57,7 @@ def _adversarial(config):
     over the same noises.
     """
     sigma, samples, attack = config.smooth.sigma, config.smooth.samples, dict(config.attack)
+    label_cost = label_loss(config)
 
     def drawn(images, key):
         noise_key, attack_key = jax.random.split(key)
@@ -75,7 +76,7 @@ def _adversarial(config):
         noisy_images = (batch['adversarial'] + noise).reshape(-1, *images.shape[1:])
         noisy, batch_stats = logits_of(noisy_images, train=True)
         metrics = {'noisy_accuracy': accuracy(noisy, repeated)}
-        return jnp.mean(cross_entropy(noisy, repeated)), (carry, batch_stats, metrics)
+        return jnp.mean(label_cost(noisy, repeated)), (carry, batch_stats, metrics)
 
     return Objective(loss, inner=inner)
 
@@ -86,7 +87,7 @@ def _consistency(config):
     Shin 2020; their lambda is beta).
     """
     sigma, samples = config.smooth.sigma, config.smooth.samples
-    beta, eta = config.smooth.beta, config.smooth.eta
+    beta, eta, label_cost = config.smooth.beta, config.smooth.eta, label_loss(config)
 
     def loss(logits_of, carry, batch, key, progress):
         images, repeated = batch['image'], jnp.tile(batch['label'], samples)
@@ -97,7 +98,7 @@ def _consistency(config):
         unlike = jnp.mean(kl_divergence(votes, mean))
         entropy = -jnp.mean(jnp.sum(jnp.exp(mean) * mean, axis=-1))
         metrics = {'noisy_accuracy': accuracy(noisy, repeated), 'entropy': entropy}
-        total = jnp.mean(cross_entropy(noisy, repeated)) + beta * unlike + eta * entropy
+        total = jnp.mean(label_cost(noisy, repeated)) + beta * unlike + eta * entropy
         return total, (carry, batch_stats, metrics)
 
     return Objective(loss)

@@ -10,6 +10,7 @@ from robustprune_jax.objectives.objective import (
     accuracy,
     frozen_logits,
     kl_divergence,
+    label_loss,
     normal_noise,
 )
 
@@ -28,7 +29,7 @@ def trades(config) -> Objective:
     gradient flows through the clean side of the KL (the original lets it flow); bn_updates,
     'clean_attacked' or 'original', how the BatchNorm statistics move.
     """
-    attack, settings = dict(config.attack), config.trades
+    attack, settings, label_cost = dict(config.attack), config.trades, label_loss(config)
 
     def logged(logits_of, images):
         """BatchNorm's statistics after the original's forward pass for the log."""
@@ -56,7 +57,7 @@ def trades(config) -> Objective:
         if settings.bn_updates == 'original':
             _, batch_stats = logits_of(images, train=True, batch_stats=batch_stats)
         target = jax.lax.stop_gradient(clean) if settings.detach_target else clean
-        natural = jnp.mean(attacks.cross_entropy(clean, labels))
+        natural = jnp.mean(label_cost(clean, labels))
         robust = jnp.mean(kl_divergence(attacked, target))
         metrics = {
             'accuracy': accuracy(clean, labels),
