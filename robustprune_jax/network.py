@@ -9,8 +9,8 @@ from jax.tree_util import Partial
 from robustprune_jax.pruning import Choice, choose_masks, effective_params
 
 
-def _dense(variables):
-    """The collections that the module reads, the masks multiplied in."""
+def dense(variables: dict) -> dict:
+    """Returns the collections that the module reads, the masks multiplied in."""
     network = {'params': effective_params(variables)}
     if 'batch_stats' in variables:
         network['batch_stats'] = variables['batch_stats']
@@ -32,4 +32,4 @@ def logits_fn(module: linen.Module, variables: dict) -> Partial:
 
     A pytree, to be passed to attacks and bounds; networks of one module share compiled code.
     """
-    return Partial(_eval_forward(module), _dense(variables))
+    return Partial(_eval_forward(module), dense(variables))

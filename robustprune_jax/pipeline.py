@@ -21,6 +21,7 @@ from robustprune_jax.data import Splits, load
 from robustprune_jax.evaluation.evaluate import evaluate
 from robustprune_jax.graph.paths import dead_ends
 from robustprune_jax.models import create_model
+from robustprune_jax.network import dense
 from robustprune_jax.pruning import METHODS
 from robustprune_jax.runtime import distributed
 from robustprune_jax.runtime.files import differences, locked, write_atomically
@@ -94,7 +95,7 @@ def _phases(method: str) -> tuple[str, ...]:
 
 def _train_part(config, wanted, part, module, splits, workdir) -> bool:
     """Trains one part, unless that is done; returns whether it was not."""
-    directory = workdir / part.folder
+    directory, teacher = workdir / part.folder, None
     with distributed.together():
         if jax.process_index() == 0:
             for sentence in checkpoint.set_damaged_aside(directory):
@@ -111,10 +112,12 @@ def _train_part(config, wanted, part, module, splits, workdir) -> bool:
         config = configs.for_method(config, part.method)
         source, _ = checkpoint.load(_source(config, wanted, part, workdir))
         variables = start_variables(config, part, source, module, splits)
+        if path := _teacher(config, wanted, part, workdir):
+            teacher = dense(checkpoint.load(path)[0])
         if part.phase == 'finetune' and jax.process_index() == 0:
             for sentence in dead_ends(module, variables, splits.train.images.shape[1:]):
                 print(f'{part}: {sentence}; another allocation may help.', flush=True)
-    train(config, part, module, variables, splits, directory)
+    train(config, part, module, variables, splits, directory, teacher)
     return True
 
 
@@ -249,8 +252,13 @@ def _claimed(config, workdir):
 
 def _before(part: Part) -> Part:
     """The part that ends with the network that `part` starts from."""
-    phases = _phases(part.method)
-    return Part('pretrain') if part.phase == phases[0] else part._replace(phase=phases[0])
+    first = _first(part)
+    return Part('pretrain') if part == first else first
+
+
+def _first(part: Part) -> Part:
+    """The first part of its method and density, which starts from the dense network."""
+    return part._replace(phase=_phases(part.method)[0])
 
 
 def _source(config, wanted, part: Part, workdir: Path) -> Path:
@@ -259,6 +267,13 @@ def _source(config, wanted, part: Part, workdir: Path) -> Path:
     if config.source and before.phase not in wanted:
         return Path(config.source)
     return workdir / before.folder
+
+
+def _teacher(config, wanted, part: Part, workdir: Path) -> Path | None:
+    """Where the pretrained network is that a part learns from, if it does; config: for_method's."""
+    if part.phase != 'finetune' or not config.finetune.distillation:
+        return None
+    return _source(config, wanted, _first(part), workdir)
 
 
 def _check_sources(config, wanted, parts, splits, workdir):
@@ -272,6 +287,14 @@ def _check_sources(config, wanted, parts, splits, workdir):
     for part in parts:
         if part.phase != 'pretrain' and _before(part).phase not in wanted:
             _check_source(config, splits, _source(config, wanted, part, workdir), part)
+        teacher = _teacher(configs.for_method(config, part.method), wanted, part, workdir)
+        if teacher and 'pretrain' not in wanted:
+            try:
+                _check_source(config, splits, teacher, _first(part))
+            except (ValueError, FileNotFoundError) as error:
+                raise ValueError(
+                    f'finetune.distillation wants the dense network: {error}'
+                ) from None
 
 
 def _check_source(config, splits, path, part):

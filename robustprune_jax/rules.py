@@ -180,6 +180,7 @@ FIELDS: dict[str, Rule] = {
     'mixtrain.weight': _at_least_0,
     'mixtrain.memory_gb': _above_0,
     **{f'{phase}.{field}': rule for phase in TRAINED for field, rule in _PHASE_FIELDS.items()},
+    'finetune.distillation': _at_least_0,
     'pretrain.epochs': _at_least_0,  # 0: the random network
     'average.decay': _must(lambda value: 0 <= value < 1, 'at least 0 and below 1'),
     'average.start': _must(lambda value: 0 <= value < 1, 'at least 0 and below 1'),

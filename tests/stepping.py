@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.objectives import OBJECTIVES
+from robustprune_jax.objectives.distillation import distilled
 from robustprune_jax.pruning import Budget, Choice
 from robustprune_jax.runtime.sharding import make_mesh
 from robustprune_jax.training.optim import optimizer, phase_labels
@@ -31,10 +32,13 @@ def compiled_step(
     augment: str = 'none',
     mesh: Mesh | None = None,
     total_steps: int = 1,
+    distillation: float = 0.0,
+    teacher: dict | None = None,
     **settings,
 ):
     """Returns a step, on all devices unless a mesh is given, and the state that it starts from."""
-    objective, mesh = OBJECTIVES[objective](config), mesh or make_mesh()
+    objective = distilled(OBJECTIVES[objective](config), distillation)
+    mesh = mesh or make_mesh()
     update = train_step(
         Step(
             module,
@@ -49,4 +53,5 @@ def compiled_step(
         )
     )
     averages = settings.get('average') is not None
-    return update, place(create_state(variables, tx, objective, batch_shape, averages), mesh)
+    state = create_state(variables, tx, objective, batch_shape, averages, teacher)
+    return update, place(state, mesh)

@@ -200,6 +200,9 @@ def default() -> ConfigDict:
     config.prune.perturbation.space = 'scores'
     config.prune.freeze_bn = False  # True: BatchNorm's scale and bias do not train in prune
     config.finetune = _training(learning_rate=0.01)
+    # Weight in the loss of the KL divergence from the dense pretrained network, on clean images and
+    # as much on attacked ones; 0: none.
+    config.finetune.distillation = 0.0
 
     config.evaluate = ConfigDict()
     config.evaluate.checkpoint = 'latest'  # latest | best (on the validation part) | average

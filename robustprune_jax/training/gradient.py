@@ -13,7 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.tree_util import Partial
 
 from robustprune_jax.objectives import Progress
-from robustprune_jax.objectives.objective import as_given
+from robustprune_jax.objectives.distillation import soft_labels
+from robustprune_jax.objectives.objective import as_given, eval_logits
 from robustprune_jax.pruning import effective_params, is_kernel, training_masks
 from robustprune_jax.pruning.perturb import SPACES, perturb
 from robustprune_jax.training.optim import trainable
@@ -62,7 +63,7 @@ def _perturbed(spec, step, leaves, params, slopes):
 def _whole(spec, state, params, batch, key):
     """The gradient to the masked parameters, what else the objective moves, its metrics, and the
     batch with what it attacked: of all parts and devices."""
-    part_of = partial(_part, spec, state.step, params)
+    part_of = partial(_part, spec, state, params)
     batch_stats = state.variables.get('batch_stats')
     # No loop without need: convolutions in one are up to four times slower on CPU.
     if spec.accumulate == 1:
@@ -75,10 +76,10 @@ def _whole(spec, state, params, batch, key):
     return gradient, batch_stats, carry, metrics, batch
 
 
-def _part(spec, step, params, batch_stats, batch, carry, key):
+def _part(spec, state, params, batch_stats, batch, carry, key):
     """_whole of one part of a batch, on one device."""
     forward = _forward(spec.module, spec.dtype)
-    progress = Progress(step, spec.steps_per_epoch, spec.total_steps, spec.ramp_epochs)
+    progress = Progress(state.step, spec.steps_per_epoch, spec.total_steps, spec.ramp_epochs)
 
     def logits_of(params):
         network = {'params': params}
@@ -87,6 +88,9 @@ def _part(spec, step, params, batch_stats, batch, carry, key):
         return Partial(forward, network)
 
     batch = spec.objective.inner(logits_of(params), batch, key, progress)
+    if state.teacher and 'teacher' not in batch:
+        teacher = eval_logits(Partial(forward, state.teacher))
+        batch = {**batch, 'teacher': soft_labels(teacher, batch)}
 
     def loss_of(params, carry):
         return spec.objective.loss(logits_of(params), carry, batch, key, progress)

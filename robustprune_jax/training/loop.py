@@ -23,6 +23,7 @@ from robustprune_jax.data.augment import AUGMENTATIONS
 from robustprune_jax.data.batches import train_batches
 from robustprune_jax.network import logits_fn, with_masks
 from robustprune_jax.objectives import OBJECTIVES, Objective
+from robustprune_jax.objectives.distillation import distilled
 from robustprune_jax.objectives.penalties import penalised
 from robustprune_jax.pruning import Choice, Method, configured
 from robustprune_jax.pruning.perturb import Perturbation
@@ -79,20 +80,22 @@ def train(
     variables: dict,
     splits: Splits,
     directory: Path,
+    teacher: dict | None = None,
 ) -> None:
     """Trains `variables` through one phase, into directory/{checkpoints, metrics.jsonl}.
 
-    config: with the settings of the part's method in it (config.for_method). Goes on from the
-    latest checkpoint in `directory`, bit for bit as if never interrupted. On SIGTERM to one process
-    all save, at the same step, and leave with exit status 0; Ctrl-C does it too, where there is one
-    process. Raises FloatingPointError when the loss is not finite: the last good checkpoint is
-    kept.
+    config: with the settings of the part's method in it (config.for_method). teacher: the dense
+    network, for finetune.distillation. Goes on from the latest checkpoint in `directory`, bit for
+    bit as if never interrupted. On SIGTERM to one process all save, at the same step, and leave
+    with exit status 0; Ctrl-C does it too, where there is one process. Raises FloatingPointError
+    when the loss is not finite: the last good checkpoint is kept.
     """
     phase, mesh = _phase(config, part, module, variables, splits), sharding.make_mesh()
     # Imported tensors without a counterpart: carried along for the converter, not to the devices.
     unused = {name: value for name, value in variables.items() if name == 'unused'}
     variables = {name: value for name, value in variables.items() if name != 'unused'}
-    state, update = _prepare(config, phase, module, variables, splits.train.images.shape[1:], mesh)
+    image_shape = splits.train.images.shape[1:]
+    state, update = _prepare(config, phase, module, variables, teacher, image_shape, mesh)
     key = phase_key(config.seed, phase.stream, 'step')
     learning_rate = schedule(phase.section, phase.updates_per_epoch)
     about = {
@@ -181,6 +184,8 @@ def _phase(config, part: Part, module, variables, splits) -> Phase:
     objective = lookup(OBJECTIVES, objective_name(config, part.phase), 'objective')(config)
     section, pseudo, steps_per_epoch = _passes(config, part.phase, splits)
     objective = penalised(objective, section, config.certified)
+    if part.phase == 'finetune':
+        objective = distilled(objective, section.distillation)
     total_steps = section.epochs * steps_per_epoch
     return Phase(part, method, chosen, objective, section, pseudo, steps_per_epoch, total_steps)
 
@@ -210,14 +215,14 @@ def check_warmup(config: ConfigDict, part: Part, splits: Splits) -> None:
         )
 
 
-def _prepare(config, phase: Phase, module, variables, image_shape, mesh: Mesh):
+def _prepare(config, phase: Phase, module, variables, teacher, image_shape, mesh: Mesh):
     """The first state, on the devices, and the compiled step."""
     labels = phase_labels(variables, phase.part.phase, config.prune.freeze_bn)
     tx = optimizer(phase.section, labels, phase.updates_per_epoch, config.pruning.rates)
     perturbation = phase.section.perturbation
     batch_shape = (phase.section.batch_size, *image_shape)
     average = Average(**config.average) if config.average.decay else None
-    state = create_state(variables, tx, phase.objective, batch_shape, average is not None)
+    state = create_state(variables, tx, phase.objective, batch_shape, average is not None, teacher)
     spec = Step(
         module,
         phase.objective,

@@ -15,7 +15,7 @@ class TrainState:
 
     first_nan is the first step whose loss or update was not finite, -1 while there is none: it
     stays on the device, so that no step waits for the host. average: the averaged collections, {}
-    where none are.
+    where none are. teacher: the network whose soft labels are learned, {} where none is; not saved.
     """
 
     step: jax.Array
@@ -24,6 +24,7 @@ class TrainState:
     carry: Any
     first_nan: jax.Array
     average: dict[str, Any]
+    teacher: dict[str, Any]
 
 
 def place(state: TrainState, mesh: Mesh) -> TrainState:

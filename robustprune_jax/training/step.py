@@ -28,10 +28,11 @@ def create_state(
     objective: Objective,
     batch_shape: tuple,
     averages: bool = False,
+    teacher: dict | None = None,
 ) -> TrainState:
     """Returns the state at step 0, with copies of `variables` (the step donates its buffers).
 
-    averages: whether the step has an average.
+    averages: whether the step has an average. teacher: as the state has it.
     """
     variables = jax.tree.map(jnp.array, variables)
     return TrainState(
@@ -41,6 +42,7 @@ def create_state(
         carry=objective.init_carry(batch_shape),
         first_nan=jnp.full((), -1, jnp.int32),
         average=jax.tree.map(jnp.array, averaged_collections(variables)) if averages else {},
+        teacher=jax.tree.map(jnp.array, teacher or {}),
     )
 
 
@@ -97,7 +99,7 @@ def train_step(spec: Step) -> Callable[[TrainState, dict, jax.Array], tuple[Trai
     """
     step = compiler.precision(spec.matmul_precision)(partial(_step, spec))
     whole, split = PartitionSpec(), PartitionSpec('data')
-    state_specs = TrainState(whole, whole, whole, carry=split, first_nan=whole, average=whole)
+    state_specs = TrainState(whole, whole, whole, split, whole, average=whole, teacher=whole)
     if spec.per_device:
         step = jax.shard_map(
             step,
@@ -161,7 +163,8 @@ def _update(spec, state, batch, key):
     average = state.average
     if spec.average:
         average = after_update(spec.average, average, variables, state.step / spec.total_steps)
-    return TrainState(state.step, variables, optimizer, carry, first_nan, average), metrics
+    state = state.replace(variables=variables, optimizer=optimizer, carry=carry, average=average)
+    return state.replace(first_nan=first_nan), metrics
 
 
 def _penalty(spec, variables, rates):

@@ -1,4 +1,7 @@
-"""Gradients at perturbed weights (AWP) and scores (S2AP), in float64 against steps by hand."""
+"""Gradients at perturbed weights (AWP) and scores (S2AP), and with a teacher, in float64 against
+steps by hand."""
+
+import shutil
 
 import flax.linen as nn
 import jax
@@ -8,18 +11,24 @@ import optax
 import pytest
 from jax.tree_util import Partial
 from networks import Banded
+from runs import assert_same, weights
 from stepping import compiled_step
 
+from robustprune_jax import pipeline
 from robustprune_jax.attacks import cross_entropy, pgd
 from robustprune_jax.config import default
+from robustprune_jax.objectives import OBJECTIVES
+from robustprune_jax.objectives.distillation import distilled
 from robustprune_jax.objectives.trades import START_NOISE
 from robustprune_jax.pruning.perturb import Perturbation, perturb
 from robustprune_jax.rules import check
+from robustprune_jax.training import checkpoint
 
 RATE = 0.1
 KERNEL = np.array([[0.5, -0.2], [0.3, 0.4], [-0.6, 0.1]])
 IMAGES = np.array([[0, 0.5, 1], [0.2, 0.95, 0], [0.4, 0.1, 0.7]])
 LABELS = np.array([0, 1, 1])
+TEACHER = np.array([[1.0, -1.0], [0.2, 0.1], [-0.4, 0.9]])
 BATCH = {'image': IMAGES.reshape(3, 1, 3, 1), 'label': LABELS}
 
 
@@ -48,10 +57,14 @@ def stepped(variables, gamma, space='weights', warmup_epochs=0.0, steps=1, **set
     return {name: np.asarray(of['dense']['kernel']) for name, of in state.variables.items()}
 
 
+def softmax(logits):
+    odds = np.exp(logits)
+    return odds / odds.sum(1, keepdims=True)
+
+
 def slope(kernel):
     """The gradient of the mean cross-entropy."""
-    odds = np.exp(IMAGES @ kernel)
-    return IMAGES.T @ (odds / odds.sum(1, keepdims=True) - np.eye(2)[LABELS]) / 3
+    return IMAGES.T @ (softmax(IMAGES @ kernel) - np.eye(2)[LABELS]) / 3
 
 
 def as_kernel(leaf):
@@ -204,12 +217,63 @@ def test_trades_is_perturbed_on_the_images_of_its_one_attack():
         ('finetune.perturbation.space', 'score', "did you mean 'scores'"),
         ('prune.perturbation.warmup_epochs', 10.0, 'below epochs'),
         ('prune.perturbation.gamma', 1.0, 'at least 0 and below 1'),
+        ('finetune.distillation', -1.0, 'at least 0'),
     ],
 )
-def test_perturbations_that_would_do_nothing_are_refused(field, value, message):
+def test_settings_that_make_no_sense_are_refused(field, value, message):
     config = default()
     config.prune.perturbation.gamma = 0.01
     check(config)
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=f'config.{field} .*{message}'):
         check(config)
+
+
+def test_a_step_moves_towards_the_teachers_soft_labels():
+    mask = np.array([[1.0, 0], [1, 1], [0, 1]])
+    variables = {'params': as_kernel(KERNEL), 'masks': as_kernel(mask)}
+    teacher = {'params': as_kernel(TEACHER)}
+    found = stepped(variables, 0.0, distillation=0.7, teacher=teacher)['params']
+    towards = IMAGES.T @ (softmax(IMAGES @ (KERNEL * mask)) - softmax(IMAGES @ TEACHER)) / 3
+    expected = KERNEL - RATE * (slope(KERNEL * mask) + 0.7 * towards) * mask
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_attacked_images_have_soft_labels_too():
+    """PGD's loss and, of every image that it looks at, the divergence from the teacher."""
+    rng = np.random.default_rng(0)
+    batch = {name: rng.random((4, 1, 3, 1)) for name in ('image', 'adversarial')}
+    batch |= {'label': np.array([0, 1, 0, 1])}
+    batch['teacher'] = {name: rng.normal(size=(4, 2)) for name in ('image', 'adversarial')}
+
+    def logits_of(images, train=False, batch_stats=None):
+        return jnp.reshape(images, (4, 3)) @ KERNEL, None
+
+    objective = OBJECTIVES['pgd'](default())
+    plain, found = (
+        float(of.loss(logits_of, (), batch, None, None)[0])
+        for of in (objective, distilled(objective, 0.5))
+    )
+    divergences = 0.0
+    for name, target in batch['teacher'].items():
+        teacher, student = softmax(target), softmax(batch[name].reshape(4, 3) @ KERNEL)
+        divergences += (teacher * np.log(teacher / student)).sum(1).mean()
+    assert found - plain == pytest.approx(0.5 * divergences, rel=1e-5)
+    assert distilled(objective, 0.0) is objective
+
+
+def test_finetune_learns_from_the_pretrained_network_and_goes_on(tiny_config, tmp_path):
+    config, part = tiny_config(), 'density_0.5/hydra/finetune'
+    config.arch, config.objective, config.methods = 'networks:Banded', 'natural', 'hydra'
+    config.densities, config.phases = (0.5,), 'pretrain,prune,finetune'
+    config.finetune.distillation = 1.0
+    pipeline.run(config, tmp_path / 'run')
+    copy = shutil.copytree(tmp_path / 'run', tmp_path / 'copy')
+    shutil.rmtree(copy / part / 'checkpoints/12')
+    assert not checkpoint.is_finished(copy / part)
+    pipeline.run(config, copy)
+    assert_same(weights(copy / part), weights(tmp_path / 'run' / part))
+
+    config.phases, config.source = 'finetune', str(tmp_path / 'run/density_0.5/hydra/prune')
+    with pytest.raises(ValueError, match=r'distillation wants the dense .*: phase: .prune.'):
+        pipeline.run(config, tmp_path / 'other')
