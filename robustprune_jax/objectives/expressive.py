@@ -1,6 +1,7 @@
 """Expressive losses (De Palma et al. 2024): an attack's loss and interval bounds' in one."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from robustprune_jax.attacks import cross_entropy
 from robustprune_jax.bounds import margins, verified
 from robustprune_jax.objectives.objective import Objective, accuracy, eval_logits, label_loss
 from robustprune_jax.objectives.ramps import fraction
-from robustprune_jax.objectives.sabr import attacked_by
+from robustprune_jax.objectives.sabr import attacked_batch
 
 # Below this cross-entropy float32's logarithm, and its derivative, say nothing.
 LEAST_LOSS = 1e-7
@@ -64,7 +65,7 @@ def _expressive(config, loss_of: Callable[..., jax.Array]) -> Objective:
     """The objective loss_of(f(x_adv), lower bounds of margins, labels) -> [B], its mean.
 
     f(x_adv) is in training mode, bounds are by intervals in eval mode over factor_t * eps, clipped
-    to [0, 1]; x_adv is attacked_by's. Reads config.certified.
+    to [0, 1]; x_adv is attacked_batch's. Reads config.certified.
     """
     settings = config.certified
 
@@ -83,6 +84,6 @@ def _expressive(config, loss_of: Callable[..., jax.Array]) -> Objective:
 
     return Objective(
         loss,
-        inner=attacked_by(settings),
+        inner=partial(attacked_batch, settings),
         certificate={'method': settings.validate_by, 'eps': settings.eps},
     )

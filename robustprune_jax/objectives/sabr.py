@@ -1,7 +1,8 @@
 """SABR (Mueller et al. 2023): interval bounds on a small box, where an attack found it weakest."""
 
-from collections.abc import Callable
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -9,7 +10,9 @@ from robustprune_jax import attacks
 from robustprune_jax.attacks import cross_entropy
 from robustprune_jax.bounds import margins, verified
 from robustprune_jax.objectives.objective import (
+    LogitsOf,
     Objective,
+    Progress,
     accuracy,
     eval_logits,
     frozen_logits,
@@ -45,30 +48,29 @@ def sabr(config) -> Objective:
 
     return Objective(
         loss,
-        inner=attacked_by(settings),
+        inner=partial(attacked_batch, settings),
         certificate={'method': settings.validate_by, 'eps': settings.eps},
     )
 
 
-def attacked_by(settings: ConfigDict) -> Callable[..., dict]:
-    """Returns the inner maximisation that moves images by up to factor_a * eps in l_inf, with eps
-    where the ramp is.
+def attacked_batch(
+    settings: ConfigDict, logits_of: LogitsOf, batch: dict, key: jax.Array, progress: Progress
+) -> dict:
+    """Returns the batch with 'adversarial', images [B, H, W, C] that PGD moved by up to factor_a *
+    eps in l_inf, with eps where the ramp is.
 
-    PGD starts at random and attacks the cross-entropy of the eval-mode network, `steps` steps of
+    It starts at random and attacks the cross-entropy of the eval-mode network, `steps` steps of
     step_size times that radius. settings: config.certified.
     """
-
-    def inner(logits_of, batch, key, progress):
-        radius = settings.factor_a * (fraction(settings.ramp, progress) * settings.eps)
-        adversarial = attacks.pgd(
-            frozen_logits(logits_of),
-            key,
-            batch['image'],
-            batch['label'],
-            eps=radius,
-            step_size=settings.step_size * radius,
-            steps=settings.steps,
-        )
-        return {**batch, 'adversarial': adversarial}
-
-    return inner
+    eps = fraction(settings.ramp, progress) * settings.eps
+    radius = settings.factor_a * eps
+    adversarial = attacks.pgd(
+        frozen_logits(logits_of),
+        key,
+        batch['image'],
+        batch['label'],
+        eps=radius,
+        step_size=settings.step_size * radius,
+        steps=settings.steps,
+    )
+    return {**batch, 'adversarial': adversarial}

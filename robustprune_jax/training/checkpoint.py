@@ -286,8 +286,8 @@ def load(path: Path | str, which: str | int = 'latest') -> tuple[dict, dict]:
         meta = _meta(folder)
     _check_version(meta, folder)
     item = 'average' if which == 'average' and meta['total_steps'] else 'variables'
-    if not (folder / item).is_dir():
-        raise FileNotFoundError(f'no {item} in {folder}: config.average.decay was 0')
+    if item == 'average' and not (folder / item).is_dir():
+        raise FileNotFoundError(f'no average in {folder}: config.average.decay was 0')
     with _reading(folder, item):
         shapes = _abstract_variables(folder, item)
         return ocp.load(folder, shapes, checkpointable_name=item), meta
