@@ -5,11 +5,37 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from robustprune_jax.bounds.nodes import Array, Ref, add_node, row_sum
+from robustprune_jax.bounds import rounding
+from robustprune_jax.bounds.nodes import Array, Ref, add_node
 
-# Those that sum inputs: a chain with two of them is bounded more tightly as a whole.
-MIXING = {'dot_general', 'conv_general_dilated', 'reduce_sum', 'reduce_window_sum', 'cumsum'}
+
+def _dot_terms(eqn):
+    (x, y), out = (v.aval for v in eqn.invars), eqn.outvars[0].aval
+    summed = int(np.prod([x.shape[i] for i in eqn.params['dimension_numbers'][0][0]]))
+    return summed, max(out.size * summed // min(x.size, y.size), 1)
+
+
+def _conv_terms(eqn):
+    kernel, numbers = eqn.invars[1].aval, eqn.params['dimension_numbers']
+    out_features, features = (kernel.shape[i] for i in numbers.rhs_spec[:2])
+    return kernel.size // out_features, kernel.size // features
+
+
+def _window_terms(eqn):
+    return (int(np.prod(eqn.params['window_dimensions'])),) * 2
+
+
+# Those that sum inputs: a chain with two of them is bounded more tightly as a whole. Of how many
+# products an entry is the sum, of the value and of a row carried backward.
+MIXING = {
+    'dot_general': _dot_terms,
+    'conv_general_dilated': _conv_terms,
+    'reduce_sum': lambda eqn: (eqn.invars[0].aval.size // eqn.outvars[0].aval.size, 1),
+    'reduce_window_sum': _window_terms,
+    'cumsum': lambda eqn: (eqn.invars[0].aval.shape[eqn.params['axis']],) * 2,
+}
 
 
 class Affine(NamedTuple):
@@ -25,8 +51,16 @@ class Affine(NamedTuple):
     absolute: Callable[..., Array]
     constant: Array | None
     transpose: Callable[[Array], tuple[Array, ...]]
+    terms: tuple[int, int]
 
     parallel = True
+
+    def magnitude(self, *bounds):
+        sizes = [rounding.size(*pair) for pair in bounds]
+        least = rounding.FLOOR * max(self.terms) * sum(jnp.max(s, initial=0) for s in sizes)
+        constant = 0 if self.constant is None else jnp.abs(self.constant)
+        total = self.absolute(*sizes) + constant + least
+        return total * (1 + rounding.gamma(self.terms[0], total.dtype))
 
     def interval(self, *bounds):
         """In centre and radius form: |W| is applied to the radius once."""
@@ -37,14 +71,17 @@ class Affine(NamedTuple):
     def backward(self, rows, lower_slope, *bounds):
         constants = None
         if self.constant is not None:
-            constants = (row_sum(rows * self.constant),) * 2
+            constants = (rows * self.constant,) * 2
         return constants, jax.vmap(self.transpose)(rows)
 
 
-def affine(graph, primitive, values, apply, absolute, has_constant=False, transpose=None):
+def affine(
+    graph, primitive, values, apply, absolute, has_constant=False, transpose=None, terms=None
+):
     """Adds the node apply(*values); values that are no Ref are its constants.
 
-    transpose: a quicker way than JAX's own to carry a row to the inputs.
+    transpose: a quicker way than JAX's own to carry a row to the inputs; terms: those of a node,
+    where it does more than to sum its inputs and to repeat their entries.
     """
     refs = [i for i, value in enumerate(values) if isinstance(value, Ref)]
 
@@ -70,5 +107,8 @@ def affine(graph, primitive, values, apply, absolute, has_constant=False, transp
     def transposed(row):
         return jax.linear_transpose(linear, *shapes)(row)
 
-    node = Affine(primitive, inputs, of_inputs, of_radii, constant, transpose or transposed)
-    return add_node(graph, node, jax.eval_shape(of_inputs, *shapes))
+    shape = jax.eval_shape(of_inputs, *shapes)
+    if terms is None:
+        terms = len(values), max(-(-shape.size // max(s.size, 1)) for s in shapes)
+    node = Affine(primitive, inputs, of_inputs, of_radii, constant, transpose or transposed, terms)
+    return add_node(graph, node, shape)

@@ -4,6 +4,8 @@ Any slope in [negative_slope, 1] is a lower line of a relu, so every choice give
 best is found by gradient ascent. The bounds inside the network stay as they are.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -26,12 +28,14 @@ def lower_bounds(
     last = len(graph.nodes) - 1
     relus = [i for i, node in enumerate(graph.nodes) if isinstance(node, Relu)]
 
-    def bound(alpha):
+    def bound(alpha, ball):
         return linear.lower_bounds(graph, rows, last, bounds, ball, alpha)
+
+    plain = partial(bound, ball=ball.replace(sound=False))
 
     def ascend(carry, _):
         alpha, state, best, best_alpha = carry
-        (_, lower), gradient = jax.value_and_grad(_total(bound), has_aux=True)(alpha)
+        (_, lower), gradient = jax.value_and_grad(_total(plain), has_aux=True)(alpha)
         better = lower > best
         best_alpha = {
             i: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, best_alpha[i])
@@ -48,7 +52,7 @@ def lower_bounds(
     worst = jnp.full(len(rows), -jnp.inf, rows.dtype)
     carry = (start, adam.init(start), worst, start)
     (_, _, _, best_alpha), _ = jax.lax.scan(ascend, carry, length=iterations + 1)
-    return bound(jax.lax.stop_gradient(best_alpha))
+    return bound(jax.lax.stop_gradient(best_alpha), ball)
 
 
 def _total(bound):

@@ -128,12 +128,28 @@ def _leaf(units, sizes, rows, leaf, ball, fools):
         limits,
         bounds=[*zip(ball.lower.tolist(), ball.upper.tolist(), strict=True), (None, None)],
     )
-    if found.status == 0 and found.fun > LEAF_TOLERANCE:
+    if (
+        found.status == 0
+        and found.fun > LEAF_TOLERANCE
+        and (not ball.sound or _holds(units, sizes, rows, leaf, -found.ineqlin.marginals, ball))
+    ):
         return None
     point = fools(found.x[None, :pixels].astype(np.float32)) if found.status == 0 else None
     if point is not None:
         return 'falsified', point, ''
     return 'undecided', None, 'a margin of 0, as far as the linear program can tell'
+
+
+def _holds(units, sizes, rows, leaf, weights, ball):
+    """Whether the program's multipliers, which are those of beta-CROWN, prove the domain.
+
+    weights: of the margin and of each split, at least 0 but for the solver's tolerance.
+    """
+    beta = np.zeros(len(units.lower))
+    beta[leaf.domain.split != 0] = np.maximum(weights[1:], 0) / max(weights[0], LEAF_TOLERANCE)
+    domain = jax.tree.map(lambda x: x[None], leaf.domain._replace(beta=beta))
+    row = rows.at(slice(leaf.row, leaf.row + 1))
+    return splits.certain(units, sizes, row, domain, ball)[0] > 0
 
 
 def _substituted(rows, slope, sizes):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from robustprune_jax.bounds import rounding
 from robustprune_jax.bounds.affine import MIXING, Affine
 from robustprune_jax.bounds.nodes import Array, Graph, row_sum
 from robustprune_jax.bounds.relu import parallel_slope
@@ -22,37 +23,60 @@ IMAGES = 'images'  # the name of the batch axis over which bounds are vmapped
 
 @struct.dataclass
 class Ball:
-    """The perturbed images: the box [lower, upper], and within it an l_2 or l_1 ball."""
+    """The perturbed images: the box [lower, upper], and within it an l_2 or l_1 ball.
+
+    sound: whether bounds over it are to hold in floating point, each outward by an error term.
+    """
 
     image: Array
     lower: Array
     upper: Array
     eps: Array
     norm: str = struct.field(pytree_node=False)
+    sound: bool = struct.field(pytree_node=False, default=False)
+
+    @property
+    def total(self):
+        return rounding.row_sum if self.sound else row_sum
 
 
-def intervals(graph: Graph, ball: Ball) -> Bounds:
-    """Returns the interval bounds of every node (IBP, Gowal et al. 2018)."""
-    bounds = {0: (ball.lower, ball.upper)}
+def intervals(graph: Graph, ball: Ball, known: Bounds | None = None) -> Bounds:
+    """Returns interval bounds of every node (IBP, Gowal et al. 2018), for some those known."""
+    bounds = {0: (ball.lower, ball.upper)} | (known or {})
     for number, node in enumerate(graph.nodes[1:], start=1):
-        bounds[number] = node.interval(*(bounds[i] for i in node.inputs))
+        if number not in bounds:
+            bounds[number] = _interval(node, ball, [bounds[i] for i in node.inputs])
     return bounds
 
 
-def _lowest(rows: Array, lower: Array, upper: Array) -> Array:
+def _interval(node, ball, reads):
+    lower, upper = node.interval(*reads)
+    if not ball.sound:
+        return lower, upper
+    error = rounding.gamma(node.terms[0], lower.dtype) * node.magnitude(*reads)
+    return lower - error, upper + error
+
+
+def _lowest(rows: Array, lower: Array, upper: Array, total: Callable) -> Array:
     """The least value of each row over a box."""
     center, radius = (upper + lower) / 2, (upper - lower) / 2
-    return row_sum(rows * center) - row_sum(jnp.abs(rows) * radius)
+    return total(rows * center) - total(jnp.abs(rows) * radius)
 
 
 def lowest_in_ball(rows: Array, ball: Ball) -> Array:
     """Returns the least value [S] of each row [S, ...] over the perturbed images."""
-    box = _lowest(rows, ball.lower, ball.upper)
+    box = _lowest(rows, ball.lower, ball.upper, ball.total)
     if ball.norm == 'linf':
         return box
     flat = rows.reshape(len(rows), -1)
     dual = jnp.abs(flat).max(axis=1) if ball.norm == 'l1' else _safe_norm(flat)
-    return jnp.maximum(box, row_sum(rows * ball.image) - ball.eps * dual)
+    return jnp.maximum(box, ball.total(rows * ball.image) - ball.eps * dual)
+
+
+def loss_in_ball(rows: Array, ball: Ball) -> Array:
+    """Returns how far [S] rounding may move `lowest_in_ball`."""
+    terms = 0 if ball.norm == 'linf' else ball.image.size  # of the dual norm
+    return rounding.loss(rows, terms, rounding.size(ball.lower, ball.upper) + ball.eps)
 
 
 def _safe_norm(flat):
@@ -82,7 +106,8 @@ def both_bounds(
     graph: Graph, rows: Array, number: int, bounds: Bounds, ball: Ball, lower_slope: Callable
 ) -> tuple[Array, Array]:
     """Returns lower and upper bounds [S] of rows [S, ...] applied to node `number`."""
-    if lower_slope is parallel_slope and all(n.parallel for n in graph.nodes[1 : number + 1]):
+    parallel = all(n.parallel for n in graph.nodes[1 : number + 1])
+    if lower_slope is parallel_slope and parallel and not ball.sound:
         return _walk(graph, rows, number, bounds, ball, lower_slope)
     both = jnp.concatenate([rows, -rows])
     low, high = lower_bounds(graph, both, number, bounds, ball, lower_slope).reshape(2, -1)
@@ -90,28 +115,55 @@ def both_bounds(
 
 
 def _walk(graph, rows, number, bounds, ball, lower_slope):
-    """lower_bounds, and upper bounds which hold where the lines around every node are parallel:
-    then the same rows reach the image for both."""
+    """lower_bounds, and upper bounds which hold where the lines around every node are parallel,
+    up to rounding: then the same rows reach the image for both.
+
+    Rows stay numbers like any others. What rounding changes in them at a step is bounded there and
+    then, by the size of what they are rows of.
+    """
     forms = {number: rows}
-    low = high = jnp.zeros(len(rows), rows.dtype)
+    low = high = lost = jnp.zeros(len(rows), rows.dtype)
     for i in range(number, 0, -1):
         if i not in forms:
             continue
         node, form = graph.nodes[i], forms.pop(i)
         if lower_slope is None and not isinstance(node, Affine):
-            low += _lowest(form, *bounds[i])
+            low += _lowest(form, *bounds[i], ball.total)
+            if ball.sound:
+                lost += rounding.loss(form, 0, rounding.size(*bounds[i])) + rounding.of_sum(low)
             continue
         slope = lower_slope
         if isinstance(lower_slope, dict):
             slope = partial(_given, lower_slope.get(i))
-        constants, parts = node.backward(form, slope, *(bounds[j] for j in node.inputs))
+        constants, at_node = carry(forms, node, form, slope, bounds, ball)
         if constants is not None:
             low, high = low + constants[0], high + constants[1]
-        for j, part in zip(node.inputs, parts, strict=True):
-            forms[j] = forms[j] + part if j in forms else part
-    if 0 not in forms:
-        return low, high
-    return low + lowest_in_ball(forms[0], ball), high - lowest_in_ball(-forms[0], ball)
+        lost += at_node + rounding.of_sum(low) if ball.sound else 0
+    if 0 in forms:
+        low += lowest_in_ball(forms[0], ball)
+        high -= lowest_in_ball(-forms[0], ball)
+        lost += loss_in_ball(forms[0], ball) + rounding.of_sum(low) if ball.sound else 0
+    return low - lost, high
+
+
+def carry(forms, node, form, lower_slope, bounds, ball):
+    """Adds rows of a node's value to the forms of its inputs.
+
+    Returns its constants (low, high) [S], or None, and what rounding may lose here [S].
+    """
+    constants, parts = node.backward(form, lower_slope, *(bounds[j] for j in node.inputs))
+    if constants is not None:
+        constants = [ball.total(c) if jnp.ndim(c) else c for c in constants]
+    lost = 0
+    if ball.sound:
+        magnitude = node.magnitude(*(bounds[j] for j in node.inputs))
+        lost = rounding.loss(form, node.terms[1], magnitude)
+    for j, part in zip(node.inputs, parts, strict=True):
+        if j in forms:
+            part = forms[j] + part
+            lost += rounding.loss(part, 0, rounding.size(*bounds[j])) if ball.sound else 0
+        forms[j] = part
+    return constants, lost
 
 
 def _given(slopes, upper_slope, negative_slope):
@@ -131,7 +183,7 @@ def refined(
     bounds = {0: (ball.lower, ball.upper)}
     relaxed = [node for node in graph.nodes[1:] if not isinstance(node, Affine)]
     for number, node in enumerate(graph.nodes[1:], start=1):
-        lower, upper = bounds[number] = node.interval(*(bounds[i] for i in node.inputs))
+        lower, upper = bounds[number] = _interval(node, ball, [bounds[i] for i in node.inputs])
         users = [user for user in relaxed if number in user.inputs]
         if not users or (ball.norm == 'linf' and _interval_is_exact(graph, number)):
             continue

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from robustprune_jax.bounds import alpha, linear
+from robustprune_jax.bounds import alpha, linear, rounding
 from robustprune_jax.bounds.affine import Affine
 from robustprune_jax.bounds.graph import build
 from robustprune_jax.bounds.nodes import Graph
@@ -57,6 +57,7 @@ def margins(
     num_classes: int | None = None,
     engine: str = 'native',
     iterations: int = 100,
+    sound: bool = False,
 ) -> jax.Array:
     """Returns lower bounds of logit[y] - logit[j] over the ball, [B, K], 0 where j == y.
 
@@ -77,12 +78,15 @@ def margins(
     compute in, constants included; float64 needs jax_enable_x64. memory_gb: about what crown and
     symbolic may use, 2 when None. num_classes: only the first so many logits are classes.
     engine: 'native', or 'jax_verify' for linf, ibp and crown_ibp (needs the extra `verify`).
+    sound: lower the bounds by what rounding may have added to them, so that they hold in floating
+    point: the theorem of docs/certificates.md. Not for training.
 
     Raises ValueError on settings or shapes that mean nothing, MemoryError when memory_gb does not
     hold one row of a layer's bounds, NotImplementedError (with the line of the model) on an
-    operation that has no bound. Differentiable, and runs inside or outside `jit`.
+    operation that has no bound, or with `sound` no error term. Differentiable, and runs inside or
+    outside `jit`.
     """
-    _check_settings(method, norm, clip, dtype, engine)
+    _check_settings(method, norm, clip, dtype, engine, sound)
     if iterations < 1:
         raise ValueError(f'iterations is {iterations}: expected 1 or more')
     inputs.check(images, labels if spec is None else None, eps=eps, norm=norm, box=clip)
@@ -101,7 +105,9 @@ def margins(
     else:
         memory_gb = memory_gb or DEFAULT_MEMORY_GB
         climbs = iterations if METHODS[method].climbs else 0
-        lower = _native(logits_fn, images, eps, rows, clip, method, norm, dtype, memory_gb, climbs)
+        lower = _native(
+            logits_fn, images, eps, rows, clip, method, norm, dtype, memory_gb, climbs, sound
+        )
     return lower if spec is not None else _by_class(lower, jnp.asarray(labels), classes)
 
 
@@ -153,14 +159,16 @@ def intermediate(
     return [Layer(name, *layer) for name, layer in zip(names, layers, strict=True)]
 
 
-def _check_settings(method, norm, clip, dtype, engine):
+def _check_settings(method, norm, clip, dtype, engine, sound=False):
     lookup(METHODS, method, 'method')
     lookup(dict.fromkeys(NORMS), norm, 'norm')
     lookup(dict.fromkeys(('native', 'jax_verify')), engine, 'engine')
     if engine == 'jax_verify' and (
-        method not in ('ibp', 'crown_ibp') or norm != 'linf' or dtype is not None
+        method not in ('ibp', 'crown_ibp') or norm != 'linf' or dtype is not None or sound
     ):
-        raise ValueError("engine='jax_verify' has methods ibp and crown_ibp, norm linf, no dtype")
+        raise ValueError(
+            "engine='jax_verify' has methods ibp and crown_ibp, norm linf, no dtype, no sound"
+        )
     if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError("dtype=float64 needs jax.config.update('jax_enable_x64', True)")
     if clip is not None and clip[0] > clip[1]:
@@ -198,13 +206,39 @@ def label_spec(label: jax.Array, classes: int, logits: int) -> jax.Array:
 
 
 def problem(
-    logits_fn: Callable, image: jax.Array, eps: jax.Array, clip=(0.0, 1.0), norm='linf', dtype=None
+    logits_fn: Callable,
+    image: jax.Array,
+    eps: jax.Array,
+    clip: tuple[float, float] | None = (0.0, 1.0),
+    norm: str = 'linf',
+    dtype: jnp.dtype | None = None,
+    sound: bool = False,
 ) -> tuple[Graph, linear.Ball]:
-    """Returns the graph of logits_fn for one image [H, W, C], and the ball around it."""
+    """Returns the graph of logits_fn for one image [H, W, C], and the ball around it.
+
+    Raises NotImplementedError where the bounds are to be sound and an operation has no error term.
+    """
     struct = jax.ShapeDtypeStruct(image.shape, image.dtype)
     graph = build(lambda x: logits_fn(x[None])[0], struct, dtype)
+    if sound and (names := rounded_unknown(graph)):
+        raise NotImplementedError(
+            f'no error term for the rounding of {", ".join(names)}: sound=False bounds them as '
+            'far as floating point goes'
+        )
     image = image.astype(graph.dtype)
-    return graph, linear.Ball(image, *box(image, eps, clip), eps, norm)
+    return graph, ball_around(image, eps, clip, norm, sound)
+
+
+def rounded_unknown(graph: Graph) -> list[str]:
+    """Returns the kinds of nodes, by name, whose bounds cannot be made sound in floating point."""
+    return sorted({type(n).__name__ for n in graph.nodes[1:] if not hasattr(n, 'magnitude')})
+
+
+def ball_around(image, eps, clip, norm, sound):
+    """Returns the ball around an image, a bit larger where it is to hold the true one."""
+    if sound:
+        eps = eps + rounding.of_sum(eps) + rounding.of_sum(jnp.max(jnp.abs(image)))
+    return linear.Ball(image, *box(image, eps, clip), eps, norm, sound)
 
 
 def box(image, eps, clip):
@@ -215,8 +249,8 @@ def box(image, eps, clip):
     return lower, upper
 
 
-@partial(jax.jit, static_argnames=('method', 'norm', 'dtype', 'memory_gb', 'iterations'))
-def _native(logits_fn, images, eps, spec, clip, method, norm, dtype, memory_gb, iterations):
+@partial(jax.jit, static_argnames=('method', 'norm', 'dtype', 'memory_gb', 'iterations', 'sound'))
+def _native(logits_fn, images, eps, spec, clip, method, norm, dtype, memory_gb, iterations, sound):
     def of_margins(graph, ball, bounds, spec):
         rows = spec.astype(graph.dtype)
         if METHODS[method].climbs:
@@ -224,7 +258,8 @@ def _native(logits_fn, images, eps, spec, clip, method, norm, dtype, memory_gb, 
         last = len(graph.nodes) - 1
         return linear.lower_bounds(graph, rows, last, bounds, ball, METHODS[method].lower_slope)
 
-    return each(logits_fn, images, eps, clip, method, norm, dtype, memory_gb, of_margins, spec)
+    settings = clip, method, norm, dtype, memory_gb, sound
+    return each(logits_fn, images, eps, *settings, of_margins, spec)
 
 
 @partial(jax.jit, static_argnames=('method', 'norm', 'dtype', 'memory_gb'))
@@ -235,7 +270,7 @@ def _inside(logits_fn, images, eps, clip, method, norm, dtype, memory_gb):
         read = [(n, bounds[n.inputs[0]]) for n in graph.nodes[1:] if not isinstance(n, Affine)]
         return [(*map(_alone, pair), jnp.sum(node.undecided(*pair))) for node, pair in read]
 
-    return each(logits_fn, images, eps, clip, method, norm, dtype, memory_gb, of_layers)
+    return each(logits_fn, images, eps, clip, method, norm, dtype, memory_gb, False, of_layers)
 
 
 def _alone(value):
@@ -243,7 +278,7 @@ def _alone(value):
     return value[0] if value.shape[:1] == (1,) else value
 
 
-def each(logits_fn, images, eps, clip, method, norm, dtype, memory_gb, result, *args):
+def each(logits_fn, images, eps, clip, method, norm, dtype, memory_gb, sound, result, *args):
     """Returns result(graph, ball, bounds of its nodes, *args) of every image and its part of args.
 
     For use inside jit. On CPU one image comes after the other.
@@ -252,7 +287,7 @@ def each(logits_fn, images, eps, clip, method, norm, dtype, memory_gb, result, *
     groups = len(images) if refines and compiler.backend() == 'cpu' else 1
 
     def one(image, eps, *args):
-        graph, ball = problem(logits_fn, image, eps, clip, norm, dtype)
+        graph, ball = problem(logits_fn, image, eps, clip, norm, dtype, sound)
         if refines:
             rows_at_once = rows_in_memory(graph, len(images) // groups, memory_gb)
             bounds = linear.refined(graph, ball, lower_slope, rows_at_once)

@@ -7,11 +7,15 @@ value's shape; rows [S, ...] are S linear functions of a value. A kind has:
 - inputs: the numbers of the nodes that it reads;
 - interval(*bounds of the inputs) -> bounds of its value;
 - backward(rows, lower_slope, *bounds of the inputs) -> constants, parts: rows(value) is at least
-  low + the sum of each part(input), where constants are (low, high) [S], or None for zeros, and
-  parts rows of the inputs. lower_slope: how a relu is relaxed, crown_slope or parallel_slope;
+  low + the sum of each part(input), where constants are (low, high), [S] or terms [S, ...] to sum,
+  or None for zeros, and parts rows of the inputs. lower_slope: how a relu is relaxed, crown_slope
+  or parallel_slope;
 - parallel: whether under parallel_slope rows(value) is at most high + the same sum;
 - undecided(lower, upper): of which entries of an input tighter bounds would help. An affine node
-  relaxes nothing and needs none.
+  relaxes nothing and needs none;
+- terms, magnitude(*bounds of the inputs), where its bounds can be made sound in floating point: an
+  entry of the value, and one of a part, are sums of at most terms[0] and terms[1] products; each
+  entry of the value of products whose magnitudes are at most `magnitude` in all.
 """
 
 from typing import Any, NamedTuple

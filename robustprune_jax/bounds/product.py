@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from robustprune_jax.bounds import rounding
 from robustprune_jax.bounds.affine import affine
-from robustprune_jax.bounds.nodes import add_node, row_sum
+from robustprune_jax.bounds.nodes import add_node
 
 
 class Product(NamedTuple):
@@ -14,6 +15,10 @@ class Product(NamedTuple):
     inputs: tuple[int, int]
 
     parallel = False
+    terms = 4, 4
+
+    def magnitude(self, x, y):
+        return rounding.size(*x) * rounding.size(*y)
 
     def undecided(self, lower, upper):
         return jnp.ones(lower.shape, bool)
@@ -25,7 +30,7 @@ class Product(NamedTuple):
     def backward(self, rows, lower_slope, x, y):
         positive, negative = jnp.maximum(rows, 0), jnp.minimum(rows, 0)
         of_x = positive * y[0] + negative * y[1]
-        return (row_sum(-of_x * x[0]), jnp.inf), [of_x, rows * x[0]]
+        return (-of_x * x[0], jnp.inf), [of_x, rows * x[0]]
 
 
 def product(graph, x, y):

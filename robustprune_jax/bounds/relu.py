@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robustprune_jax.bounds import rounding
 from robustprune_jax.bounds.affine import Affine, affine
-from robustprune_jax.bounds.nodes import Array, Ref, add_node, is_zero, row_sum
+from robustprune_jax.bounds.nodes import Array, Ref, add_node, is_zero
 
 
 def crown_slope(upper_slope: Array, negative_slope: Array) -> Array:
@@ -27,6 +28,10 @@ class Relu(NamedTuple):
     negative_slope: Any
 
     parallel = True
+    terms = 16, 16  # the chord's slope and intercept are rounded too
+
+    def magnitude(self, bounds):
+        return rounding.size(*bounds)
 
     def undecided(self, lower, upper):
         return (lower < 0) & (upper > 0)
@@ -39,7 +44,7 @@ class Relu(NamedTuple):
     def backward(self, rows, lower_slope, bounds):
         positive, negative = jnp.maximum(rows, 0), jnp.minimum(rows, 0)
         above, intercept, below = self.lines(*bounds, lower_slope)
-        constants = row_sum(negative * intercept), row_sum(positive * intercept)
+        constants = negative * intercept, positive * intercept
         return constants, [positive * below + negative * above]
 
     def lines(self, lower, upper, lower_slope):

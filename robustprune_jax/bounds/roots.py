@@ -41,6 +41,7 @@ def tightened(units: Units, sizes: tuple[int, ...], ball: Ball) -> Units:
             continue
         z = units.rows.at(layer)
         both = Rows(*(np.concatenate([part, -part]) for part in z))
+        both = both._replace(error=abs(both.error))
         found, _ = bounded(units, sizes, both, ball, INSIDE_ITERATIONS)
         low, high = np.split(found.lower, 2)
         lower, upper = units.lower.copy(), units.upper.copy()

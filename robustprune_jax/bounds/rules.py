@@ -7,7 +7,7 @@ them, or None where the primitive is used in a way that has no bound.
 import jax.numpy as jnp
 
 from robustprune_jax.bounds import conv, curves, max_pool, relu
-from robustprune_jax.bounds.affine import affine
+from robustprune_jax.bounds.affine import MIXING, affine
 from robustprune_jax.bounds.nodes import Ref, Sign, bind, call, is_zero
 from robustprune_jax.bounds.product import product
 
@@ -16,7 +16,11 @@ def _structural(graph, eqn, inputs):
     """Moves or sums entries, with coefficients 0 and 1."""
     if any(isinstance(x, Ref) for x in inputs[1:]):
         return None  # an index or a padding value that depends on the image
-    return affine(graph, eqn.primitive.name, inputs, call(eqn), call(eqn))
+    name = eqn.primitive.name
+    terms = MIXING[name](eqn) if name in MIXING else None
+    if name == 'gather':
+        terms = 1, eqn.outvars[0].aval.size  # the same entry, maybe, everywhere
+    return affine(graph, name, inputs, call(eqn), call(eqn), terms=terms)
 
 
 def _convert(graph, eqn, inputs):
@@ -86,7 +90,8 @@ def _product(graph, eqn, inputs):
         return apply(*(jnp.abs(r) if k else r for r, k in zip(radii, known, strict=True)))
 
     transpose = conv.transpose(eqn, inputs[1]) if name == 'conv_general_dilated' else None
-    return affine(graph, name, inputs, apply, absolute, transpose=transpose)
+    terms = MIXING[name](eqn) if name in MIXING else None
+    return affine(graph, name, inputs, apply, absolute, transpose=transpose, terms=terms)
 
 
 def _compare(graph, eqn, inputs):

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from robustprune_jax.bounds import linear
+from robustprune_jax.bounds import linear, rounding
 from robustprune_jax.bounds.nodes import Array
 from robustprune_jax.bounds.relu import Relu, crown_slope
 from robustprune_jax.bounds.units import Rows, Units
@@ -62,7 +63,7 @@ def bound(
     relu = Relu((0,), units.negative_slope)
     above, intercept, below = relu.lines(lower, upper, lambda *_: domains.alpha)
     coefficients, low, image, end = rows.units, rows.bias, rows.image, sum(sizes)
-    outputs = []
+    outputs, lost, used = [], rows.error, rounding.gamma(end + image.shape[1], low.dtype)
     for size, seen in zip(reversed(sizes), reversed(units.windows), strict=True):
         layer = slice(end - size, end)
         end -= size
@@ -70,6 +71,11 @@ def bound(
         positive, negative = jnp.maximum(row, 0), jnp.minimum(row, 0)
         z = positive * below[:, layer] + negative * above[:, layer]
         z -= (domains.beta * domains.split)[:, layer]
+        if ball.sound:
+            sizes_of_z = rounding.size(lower, upper)[:, layer]
+            relaxed = jnp.abs(row) + domains.beta[:, layer] + rounding.FLOOR
+            lost += used * jnp.sum(relaxed * sizes_of_z, axis=1)
+            lost += (jnp.abs(z) + rounding.FLOOR) @ units.rows.error[layer]
         low += jnp.sum(negative * intercept[:, layer], axis=1) + z @ units.rows.bias[layer]
         coefficients = coefficients[:, :end] + z @ units.rows.units[layer, :end]
         image += product(z, seen, image.shape[1])
@@ -79,7 +85,8 @@ def bound(
     loose = jnp.minimum(-domains.alpha * lower, (1 - domains.alpha) * upper)
     gain = jnp.maximum(row, 0) * loose - jnp.minimum(row, 0) * intercept
     gain = jnp.where(relu.undecided(lower, upper), gain + TINY, 0)
-    return Bound(low + linear.lowest_in_ball(image, ball), _least(image, ball), gain)
+    low += linear.lowest_in_ball(image, ball)
+    return Bound(low - 1.001 * lost if ball.sound else low, _least(image, ball), gain)
 
 
 def _least(rows, ball):
@@ -94,7 +101,24 @@ def _least(rows, ball):
     return jnp.clip(ball.image - ball.eps * direction, ball.lower, ball.upper)
 
 
+def certain(
+    units: Units, sizes: tuple[int, ...], rows: Rows, domains: Domains, ball: linear.Ball
+) -> np.ndarray:
+    """Returns what is left [D] of the domains' bounds when all rounding is taken off."""
+    with jax.enable_x64(True):
+        lower = np.asarray(_in_float64(units, sizes, rows, domains, ball))
+    return np.nextafter(np.float32(lower), np.float32(-np.inf))
+
+
 @partial(jax.jit, static_argnames='sizes')
+def _in_float64(units, sizes, rows, domains, ball):
+    def wide(x):
+        return x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    units, rows, domains, ball = jax.tree.map(wide, (units, rows, domains, ball))
+    return bound(units, sizes, rows, domains, ball).lower
+
+
 def climb(
     units: Units,
     sizes: tuple[int, ...],
@@ -107,8 +131,18 @@ def climb(
     """Returns the best bounds of one row [D] in each domain, and the slopes and multipliers there.
 
     Projected Adam, at `rates` of (alpha, beta); ends early where every bound is above 0. A bound
-    is never below that of the slopes and multipliers given.
+    is never below that of the slopes and multipliers given. What is found in float32 is bounded
+    once more where it is to be sound.
     """
+    plain = ball.replace(sound=False)
+    found, domains = _climb(units, sizes, rows, domains, plain, rates, iterations)
+    if ball.sound:
+        found = found._replace(lower=certain(units, sizes, rows, domains, ball))
+    return found, domains
+
+
+@partial(jax.jit, static_argnames='sizes')
+def _climb(units, sizes, rows, domains, ball, rates, iterations):
     floor = units.negative_slope
 
     def lower_of(free):
@@ -156,6 +190,7 @@ def halves(
     Of the `candidates` units of largest gain, the one is split whose worse half has the best bound,
     with the slopes and multipliers as they are (kFSB, Wang et al. 2021).
     """
+    ball = ball.replace(sound=False)
     _, tried = jax.lax.top_k(gain, candidates)
 
     def worse_half(unit):

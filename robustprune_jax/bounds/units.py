@@ -6,7 +6,8 @@ Relus whose sign the bounds decide are affine. What is left is exact:
     margins = the same of x and relu(z), with rows of their own
 
 with as many z as there are unstable relus, in the order of the network: unit_rows is strictly
-lower triangular by layers. Bounds and branching cost what these few units cost.
+lower triangular by layers. Bounds and branching cost what these few units cost. Each row has the
+error that its making in floating point leaves.
 """
 
 from collections.abc import Callable
@@ -17,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robustprune_jax.bounds import linear, rounding
 from robustprune_jax.bounds.margins import problem
 from robustprune_jax.bounds.nodes import Array, Graph
-from robustprune_jax.bounds.relu import Relu
+from robustprune_jax.bounds.relu import Relu, crown_slope
 from robustprune_jax.bounds.windows import BLOCK, Windows, windows
 
 ROWS_AT_ONCE = 64
@@ -28,20 +30,25 @@ SIZES = [0, *(BLOCK * 2**i for i in range(4)), *range(16 * BLOCK, 2**20, 8 * BLO
 
 
 class Rows(NamedTuple):
-    """Affine functions of the image and of the units' values: [S, P], [S, U] and [S]."""
+    """Affine functions of the image and of the units' values: [S, P], [S, U] and [S].
+
+    error: [S], how far rounding may move them, in their making or in any later use in float64;
+    0 where nobody asks.
+    """
 
     image: Array
     units: Array
     bias: Array
+    error: Array
 
     def at(self, index) -> 'Rows':
         return Rows(*(part[index] for part in self))
 
     def filled(self, size: int) -> 'Rows':
         """Returns `size` rows: these, and some that are 1 everywhere, so proved as they come."""
-        image, units, bias = (_filled(part, size) for part in self)
-        bias[len(self.bias) :] = 1
-        return Rows(image, units, bias)
+        filled = Rows(*(_filled(part, size) for part in self))
+        filled.bias[len(self.bias) :] = 1
+        return filled
 
 
 class Units(NamedTuple):
@@ -58,20 +65,20 @@ class Units(NamedTuple):
 def reduced(
     graph: Graph,
     logits_fn: Callable,
-    image: Array,
+    ball: linear.Ball,
     spec: Array,
     bounds: dict[int, tuple[Array, Array]],
 ) -> tuple[Units, Rows, tuple[int, ...]]:
     """Returns the units, the rows of spec [S, K] @ logits, and how many units each layer has.
 
-    graph: of logits_fn, all of whose nodes are affine or relus; image: [H, W, C]; bounds: of what
-    each relu reads, by its number. Arrays are NumPy's; layers are filled up to one of SIZES with
-    units that are always 0.
+    graph: of logits_fn, all of whose nodes are affine or relus; ball: of flat images; bounds: of
+    what each relu reads, by its number. Arrays are NumPy's; layers are filled up to one of SIZES
+    with units that are always 0.
     """
     bounds = {i: jax.tree.map(np.asarray, pair) for i, pair in bounds.items()}
     chosen = {i: np.flatnonzero((lower < 0) & (upper > 0)) for i, (lower, upper) in bounds.items()}
     places = {i: _place(len(entries)) for i, entries in chosen.items()}
-    exact = partial(_exact, logits_fn, image, bounds)
+    exact = partial(_exact, logits_fn, graph.shapes[0].shape, ball, bounds)
 
     def rows_of(relu, entries):
         fill = -len(entries) % ROWS_AT_ONCE
@@ -92,7 +99,21 @@ def reduced(
     lower, upper = ({i: pair[side] for i, pair in bounds.items()} for side in (0, 1))
     seen = tuple(windows(part.image) for part in parts)
     units = Units(rows, of_units(lower), of_units(upper), of_units(slopes), seen)
+    if ball.sound:
+        units = units._replace(rows=_with_use(rows, units, ball))
+        margins = _with_use(margins, units, ball)
     return units, margins, tuple(size for size in places.values() if size)
+
+
+def _with_use(rows, units, ball):
+    """The rows, their errors with those of sums with them in float64, rounded up."""
+    floor = rounding.FLOOR
+    pixels = np.maximum(abs(ball.lower), abs(ball.upper)).astype(float) + ball.eps + floor
+    values = np.maximum(abs(units.lower), abs(units.upper)).astype(float) + floor
+    magnitude = (abs(rows.image) + floor) @ pixels + (abs(rows.units) + floor) @ values
+    gamma = rounding.gamma(len(pixels) + len(values), np.float64)
+    error = rows.error + gamma * (magnitude + abs(rows.bias) + floor)
+    return rows._replace(error=np.float32(error * 1.001))
 
 
 def _place(count):
@@ -105,39 +126,39 @@ def _filled(values, count):
 
 def _columns(found, chosen, places):
     """The rows of one call of `_exact`, on the host, of the units only."""
-    image, taken, bias = jax.device_get(found)
+    image, taken, bias, error = jax.device_get(found)
     columns = [
         np.pad(taken[i][:, chosen[i]], ((0, 0), (0, places[i] - len(chosen[i]))))
         if i in taken
         else np.zeros((len(bias), places[i]), bias.dtype)
         for i in chosen
     ]
-    return Rows(image, np.concatenate([np.zeros((len(bias), 0), bias.dtype), *columns], 1), bias)
+    columns = np.concatenate([np.zeros((len(bias), 0), bias.dtype), *columns], 1)
+    return Rows(image, columns, bias, error)
 
 
-@partial(jax.jit, static_argnames=('number', 'units'))
-def _exact(logits_fn, image, bounds, rows, number, units):
+@partial(jax.jit, static_argnames=('shape', 'number', 'units'))
+def _exact(logits_fn, shape, ball, bounds, rows, number, units):
     """Rows of node `number`, or of its entries where `units`, as functions of the image [S, P], of
-    every relu's values {node: [S, entries]}, 0 for what is decided, and a bias [S]."""
-    graph, _ = problem(logits_fn, image, jnp.zeros(()))
+    every relu's values {node: [S, entries]}, 0 for what is decided, a bias and its error [S]."""
+    ball = jax.tree.map(lambda x: x.reshape(shape) if x.ndim else x, ball)
+    graph, _ = problem(logits_fn, ball.image, ball.eps)
+    every = linear.intervals(graph, ball, {graph.nodes[i].inputs[0]: bounds[i] for i in bounds})
     if units:
         shape = graph.shapes[number].shape
         rows = jax.nn.one_hot(rows, int(np.prod(shape)), dtype=graph.dtype).reshape(-1, *shape)
-    forms, taken, bias = {number: rows.astype(graph.dtype)}, {}, jnp.zeros(len(rows), graph.dtype)
+    forms, taken = {number: rows.astype(graph.dtype)}, {}
+    bias = error = jnp.zeros(len(rows), graph.dtype)
     for i in range(number, 0, -1):
         if i not in forms:
             continue
         node, form = graph.nodes[i], forms.pop(i)
         if isinstance(node, Relu):
-            lower, upper = bounds[i]
-            open_ = node.undecided(lower, upper)
+            open_ = node.undecided(*bounds[i])
             taken[i] = jnp.where(open_, form, 0).reshape(len(rows), -1)
-            slope = jnp.where(upper > 0, 1, node.negative_slope)
-            parts = [jnp.where(open_, 0, form * slope)]
-        else:
-            constants, parts = node.backward(form, None)
-            bias += 0 if constants is None else constants[0]
-        for j, part in zip(node.inputs, parts, strict=True):
-            forms[j] = forms[j] + part if j in forms else part
-    x = forms.get(0, jnp.zeros((len(rows), *image.shape), graph.dtype))
-    return x.reshape(len(rows), -1), taken, bias
+            form = jnp.where(open_, 0, form)
+        constants, lost = linear.carry(forms, node, form, crown_slope, every, ball)
+        bias += 0 if constants is None else constants[0]
+        error += lost + rounding.of_sum(bias) if ball.sound else 0
+    x = forms.get(0, jnp.zeros((len(rows), *ball.image.shape), graph.dtype))
+    return x.reshape(len(rows), -1), taken, bias, error

@@ -18,7 +18,14 @@ from robustprune_jax.bounds import linear, roots
 from robustprune_jax.bounds.affine import Affine
 from robustprune_jax.bounds.branching import branch
 from robustprune_jax.bounds.graph import build
-from robustprune_jax.bounds.margins import DEFAULT_MEMORY_GB, box, each, label_spec, margins
+from robustprune_jax.bounds.margins import (
+    DEFAULT_MEMORY_GB,
+    ball_around,
+    box,
+    each,
+    label_spec,
+    margins,
+)
 from robustprune_jax.bounds.relu import Relu, crown_slope
 from robustprune_jax.bounds.units import reduced
 from robustprune_jax.runtime import compiler, inputs
@@ -56,6 +63,7 @@ def verify(
     timeout: float = 120.0,
     key: jax.Array | None = None,
     memory_gb: float = DEFAULT_MEMORY_GB,
+    sound: bool = True,
 ) -> list[Verdict]:
     """Returns a Verdict for each image: does any image of its ball have another class?
 
@@ -67,7 +75,9 @@ def verify(
 
     Complete for networks of affine layers and relus in l_inf: with enough time only margins of 0
     stay undecided. What else a network has is bounded, not split: the reason names it. key: of
-    PGD's random starts. Shows a bar with the counts on a terminal.
+    PGD's random starts. sound: what is verified holds in floating point, by the theorem of
+    docs/certificates.md; without, up to float32's rounding. Shows a bar with the counts on a
+    terminal.
 
     Raises ValueError on settings that mean nothing; else as `margins`.
     """
@@ -77,31 +87,33 @@ def verify(
     images, labels = np.asarray(images), np.asarray(labels)
     logits_fn = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
     inputs.check_network(logits_fn, images, labels)
-    ball_of = partial(_ball, eps=eps, clip=clip, norm=norm)
-    verdicts = _cheap(logits_fn, images, labels, eps, norm, clip, key, memory_gb)
+    ball_of = partial(_ball, eps=eps, clip=clip, norm=norm, sound=sound)
+    verdicts = _cheap(logits_fn, images, labels, eps, norm, clip, key, sound)
     struct = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
     graph = build(lambda x: logits_fn(x[None])[0], struct)
     prove = partial(_prove, graph, logits_fn, clip=clip, timeout=timeout, memory_gb=memory_gb)
     with tqdm(total=len(images), unit='image', disable=None) as bar:
         for i, verdict in enumerate(verdicts):
             if verdict is None:
-                verdicts[i] = prove(images[i], int(labels[i]), ball_of(images[i]))
+                inside = box(images[i], np.float32(eps), clip)
+                verdicts[i] = prove(images[i], int(labels[i]), ball_of(images[i]), inside)
             bar.update()
             bar.set_postfix(Counter(v.status for v in verdicts if v is not None), refresh=False)
     return verdicts
 
 
-def _ball(image, eps, clip, norm):
+def _ball(image, eps, clip, norm, sound):
     """The ball around one image, flat."""
-    lower, upper = box(image, np.float32(eps), clip)
-    ball = linear.Ball(image, lower, upper, np.float32(eps), norm)
-    return ball.replace(**{k: np.ravel(getattr(ball, k)) for k in ('image', 'lower', 'upper')})
+    ball = ball_around(image, np.float32(eps), clip, norm, sound)
+    flat = {k: np.ravel(np.asarray(getattr(ball, k))) for k in ('image', 'lower', 'upper')}
+    return ball.replace(**flat, eps=np.asarray(ball.eps))
 
 
-def _cheap(logits_fn, images, labels, eps, norm, clip, key, memory_gb) -> list[Verdict | None]:
+def _cheap(logits_fn, images, labels, eps, norm, clip, key, sound) -> list[Verdict | None]:
     """What intervals and PGD decide, for all images at once."""
     predicted = np.asarray(_predicted(logits_fn, images))
-    lower = margins(logits_fn, images, labels, eps=eps, method='ibp', norm=norm, clip=clip)
+    ball = {'eps': eps, 'norm': norm, 'clip': clip}
+    lower = margins(logits_fn, images, labels, **ball, method='ibp', sound=sound)
     others = np.arange(lower.shape[1]) != labels[:, None]
     least = np.where(others, lower, np.inf).min(axis=1).tolist()
     verdicts = [
@@ -131,8 +143,8 @@ def _predicted(logits_fn, images):
     return jnp.argmax(logits_fn(images), -1)
 
 
-@partial(jax.jit, static_argnames=('norm', 'memory_gb'))
-def _crown(logits_fn, image, eps, spec, clip, norm, memory_gb):
+@partial(jax.jit, static_argnames=('norm', 'memory_gb', 'sound'))
+def _crown(logits_fn, image, eps, spec, clip, norm, memory_gb, sound):
     """CROWN's lower bounds of spec [S, K] @ logits, [S], and of what each relu reads."""
 
     def found(graph, ball, bounds, spec):
@@ -141,18 +153,18 @@ def _crown(logits_fn, image, eps, spec, clip, norm, memory_gb):
         relus = [i for i, node in enumerate(graph.nodes) if isinstance(node, Relu)]
         return lower, {i: bounds[graph.nodes[i].inputs[0]] for i in relus}
 
-    one = each(
-        logits_fn, image[None], eps[None], clip, 'crown', norm, None, memory_gb, found, spec[None]
-    )
+    settings = clip, 'crown', norm, None, memory_gb, sound
+    one = each(logits_fn, image[None], eps[None], *settings, found, spec[None])
     return jax.tree.map(lambda x: x[0], one)
 
 
-def _prove(graph, logits_fn, image, label, ball, *, clip, timeout, memory_gb) -> Verdict:
-    """CROWN and what comes after it, of one image."""
+def _prove(graph, logits_fn, image, label, ball, inside, *, clip, timeout, memory_gb) -> Verdict:
+    """CROWN and what comes after it, of one image. inside: the box that attacks are to stay in."""
     started = time.monotonic()
     classes = graph.shapes[-1].shape[-1]
     spec = label_spec(label, classes, classes)
-    lower, bounds = _crown(logits_fn, image, ball.eps, spec, clip, ball.norm, memory_gb)
+    settings = clip, ball.norm, memory_gb, ball.sound
+    lower, bounds = _crown(logits_fn, image, ball.eps, spec, *settings)
     lower = np.asarray(lower)
 
     def verdict(status, by, bound, **more):
@@ -164,7 +176,7 @@ def _prove(graph, logits_fn, image, label, ball, *, clip, timeout, memory_gb) ->
     if others:
         names = ', '.join(sorted(others))
         return verdict('undecided', '', lower.min(), reason=f'no branching on {names}')
-    units, rows, sizes = reduced(graph, logits_fn, image, spec[~(lower > 0)], bounds)
+    units, rows, sizes = reduced(graph, logits_fn, ball, spec[~(lower > 0)], bounds)
     whole = roots.bounded(units, sizes, rows, ball)
     if not (whole[0].lower > 0).all():
         units = roots.tightened(units, sizes, ball)
@@ -176,7 +188,7 @@ def _prove(graph, logits_fn, image, label, ball, *, clip, timeout, memory_gb) ->
         return verdict('undecided', '', least, reason='no branching')
 
     def fools(points):
-        points = points.reshape(-1, *image.shape)
+        points = np.clip(points.reshape(-1, *image.shape), *inside)
         wrong = np.asarray(_predicted(logits_fn, points)) != label
         return points[wrong.argmax()] if wrong.any() else None
 

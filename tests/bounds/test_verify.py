@@ -22,10 +22,10 @@ def units_of(network, image, eps, label=0):
     """The units of a network on one ball, the rows of all margins, the layers' sizes, the ball."""
     struct = jax.ShapeDtypeStruct(image.shape, image.dtype)
     graph = build(lambda x: network(x[None])[0], struct)
-    ball, classes = _ball(image, eps, (0, 1), 'linf'), graph.shapes[-1].shape[-1]
+    ball, classes = _ball(image, eps, (0, 1), 'linf', False), graph.shapes[-1].shape[-1]
     spec = label_spec(label, classes, classes)
-    _, bounds = _crown(network, image, ball.eps, spec, (0.0, 1.0), 'linf', 2.0)
-    units, rows, sizes = reduced(graph, network, image, spec, bounds)
+    _, bounds = _crown(network, image, ball.eps, spec, (0.0, 1.0), 'linf', 2.0, False)
+    units, rows, sizes = reduced(graph, network, ball, spec, bounds)
     return units, rows, sizes, ball
 
 
