@@ -4,8 +4,9 @@
     is_verified = verified(lower)  # [B]
     layers = intermediate(logits_fn, images, eps=0.1)  # what goes into every relu
 
-The bounds hold for the network in exact arithmetic, up to the rounding of the bounds themselves:
-about 1e-6 of the largest term in float32, and 1e-15 with dtype=jnp.float64, on every device.
+The bounds hold for the network in exact arithmetic: with sound=True whatever the rounding, by the
+theorem of docs/certificates.md; without, up to the rounding of the bounds themselves: about 1e-6 of
+the largest term in float32, and 1e-15 with dtype=jnp.float64.
 """
 
 from robustprune_jax.bounds.margins import (
@@ -17,6 +18,7 @@ from robustprune_jax.bounds.margins import (
     margins,
     problem,
     verified,
+    without_error_term,
 )
 from robustprune_jax.bounds.unsafe import Answer, decide
 from robustprune_jax.bounds.verify import Verdict, verify
@@ -34,4 +36,5 @@ __all__ = [
     'problem',
     'verified',
     'verify',
+    'without_error_term',
 ]

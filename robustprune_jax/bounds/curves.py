@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from robustprune_jax.bounds.affine import affine
-from robustprune_jax.bounds.nodes import Array, Ref, add_node
+from robustprune_jax.bounds.nodes import Array, Ref, add_node, row_sum
 from robustprune_jax.bounds.product import product
 
 _NARROW = 1e-6  # widths below which a chord is taken for the tangent
@@ -107,7 +107,7 @@ class Curve(NamedTuple):
     def backward(self, rows, lower_slope, bounds):
         positive, negative = jnp.maximum(rows, 0), jnp.minimum(rows, 0)
         below, above = self.shape.lines(self.function, *bounds)
-        low = positive * below[1] + negative * above[1]
+        low = row_sum(positive * below[1] + negative * above[1])
         return (low, jnp.inf), [positive * below[0] + negative * above[0]]
 
 

@@ -103,18 +103,28 @@ def lower_bounds(
 
 
 def both_bounds(
-    graph: Graph, rows: Array, number: int, bounds: Bounds, ball: Ball, lower_slope: Callable
+    graph: Graph,
+    rows: Array,
+    number: int,
+    bounds: Bounds,
+    ball: Ball,
+    lower_slope: Callable,
+    magnitudes: dict[int, Array],
 ) -> tuple[Array, Array]:
-    """Returns lower and upper bounds [S] of rows [S, ...] applied to node `number`."""
+    """Returns lower and upper bounds [S] of rows [S, ...] applied to node `number`.
+
+    magnitudes: of the nodes, where the ball is sound: the same for all rows.
+    """
     parallel = all(n.parallel for n in graph.nodes[1 : number + 1])
     if lower_slope is parallel_slope and parallel and not ball.sound:
         return _walk(graph, rows, number, bounds, ball, lower_slope)
     both = jnp.concatenate([rows, -rows])
-    low, high = lower_bounds(graph, both, number, bounds, ball, lower_slope).reshape(2, -1)
+    both, _ = _walk(graph, both, number, bounds, ball, lower_slope, magnitudes)
+    low, high = both.reshape(2, -1)
     return low, -high
 
 
-def _walk(graph, rows, number, bounds, ball, lower_slope):
+def _walk(graph, rows, number, bounds, ball, lower_slope, magnitudes=None):
     """lower_bounds, and upper bounds which hold where the lines around every node are parallel,
     up to rounding: then the same rows reach the image for both.
 
@@ -135,7 +145,8 @@ def _walk(graph, rows, number, bounds, ball, lower_slope):
         slope = lower_slope
         if isinstance(lower_slope, dict):
             slope = partial(_given, lower_slope.get(i))
-        constants, at_node = carry(forms, node, form, slope, bounds, ball)
+        magnitude = magnitudes[i] if magnitudes else None
+        constants, at_node = carry(forms, node, form, slope, bounds, ball, magnitude)
         if constants is not None:
             low, high = low + constants[0], high + constants[1]
         lost += at_node + rounding.of_sum(low) if ball.sound else 0
@@ -146,17 +157,18 @@ def _walk(graph, rows, number, bounds, ball, lower_slope):
     return low - lost, high
 
 
-def carry(forms, node, form, lower_slope, bounds, ball):
+def carry(forms, node, form, lower_slope, bounds, ball, magnitude=None):
     """Adds rows of a node's value to the forms of its inputs.
 
     Returns its constants (low, high) [S], or None, and what rounding may lose here [S].
     """
-    constants, parts = node.backward(form, lower_slope, *(bounds[j] for j in node.inputs))
+    reads = [bounds[j] for j in node.inputs]
+    constants, parts = node.backward(form, lower_slope, *reads)
     if constants is not None:
         constants = [ball.total(c) if jnp.ndim(c) else c for c in constants]
     lost = 0
     if ball.sound:
-        magnitude = node.magnitude(*(bounds[j] for j in node.inputs))
+        magnitude = node.magnitude(*reads) if magnitude is None else magnitude
         lost = rounding.loss(form, node.terms[1], magnitude)
     for j, part in zip(node.inputs, parts, strict=True):
         if j in forms:
@@ -180,22 +192,25 @@ def refined(
     are not relaxed, whatever their bounds. Call it under `jax.vmap(..., axis_name=IMAGES)`: a
     chunk of entries is skipped where no image of the batch needs it.
     """
-    bounds = {0: (ball.lower, ball.upper)}
+    bounds, magnitudes = {0: (ball.lower, ball.upper)}, {}
     relaxed = [node for node in graph.nodes[1:] if not isinstance(node, Affine)]
     for number, node in enumerate(graph.nodes[1:], start=1):
-        lower, upper = bounds[number] = _interval(node, ball, [bounds[i] for i in node.inputs])
+        reads = [bounds[i] for i in node.inputs]
+        lower, upper = bounds[number] = _interval(node, ball, reads)
+        if ball.sound:
+            magnitudes[number] = node.magnitude(*reads)
         users = [user for user in relaxed if number in user.inputs]
         if not users or (ball.norm == 'linf' and _interval_is_exact(graph, number)):
             continue
         undecided = reduce(jnp.logical_or, [user.undecided(lower, upper) for user in users])
-        low, high = _backward_bounds(
-            graph, number, bounds, ball, lower_slope, undecided, rows_at_once(number)
-        )
+        both = partial(both_bounds, graph, number=number, bounds=bounds, ball=ball)
+        both = partial(both, lower_slope=lower_slope, magnitudes=magnitudes)
+        low, high = _backward_bounds(both, undecided, rows_at_once(number), lower.dtype)
         bounds[number] = jnp.maximum(lower, low), jnp.minimum(upper, high)
     return bounds
 
 
-def _backward_bounds(graph, number, bounds, ball, lower_slope, wanted, rows_at_once):
+def _backward_bounds(both, wanted, rows_at_once, dtype):
     """Backward bounds of a node's wanted entries, and -inf, inf of those that were skipped."""
     shape, size = wanted.shape, wanted.size
     chunks = -(-size // rows_at_once)
@@ -208,12 +223,11 @@ def _backward_bounds(graph, number, bounds, ball, lower_slope, wanted, rows_at_o
         first, entries = inputs
 
         def bound():
-            units = jax.nn.one_hot(entries, size, dtype=bounds[0][0].dtype)
-            rows = units.reshape(-1, *shape)
-            return both_bounds(graph, rows, number, bounds, ball, lower_slope)
+            units = jax.nn.one_hot(entries, size, dtype=dtype)
+            return both(units.reshape(-1, *shape))
 
         def skip():
-            infinite = jnp.full(len(entries), jnp.inf, bounds[0][0].dtype)
+            infinite = jnp.full(len(entries), jnp.inf, dtype)
             return -infinite, infinite
 
         return jax.lax.cond(first < count, bound, skip)

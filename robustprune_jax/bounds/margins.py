@@ -220,17 +220,23 @@ def problem(
     """
     struct = jax.ShapeDtypeStruct(image.shape, image.dtype)
     graph = build(lambda x: logits_fn(x[None])[0], struct, dtype)
-    if sound and (names := rounded_unknown(graph)):
+    if sound and (names := _without_error_term(graph)):
         raise NotImplementedError(
-            f'no error term for the rounding of {", ".join(names)}: sound=False bounds them as '
-            'far as floating point goes'
+            f'no error term for the rounding of {", ".join(names)}: sound=False gives bounds up to '
+            'their rounding'
         )
     image = image.astype(graph.dtype)
     return graph, ball_around(image, eps, clip, norm, sound)
 
 
-def rounded_unknown(graph: Graph) -> list[str]:
-    """Returns the kinds of nodes, by name, whose bounds cannot be made sound in floating point."""
+def without_error_term(
+    logits_fn: Callable[[jax.Array], jax.Array], image: jax.ShapeDtypeStruct
+) -> list[str]:
+    """Returns the kinds of operations on an image [H, W, C] for which bounds have no `sound`."""
+    return _without_error_term(build(lambda x: logits_fn(x[None])[0], image))
+
+
+def _without_error_term(graph):
     return sorted({type(n).__name__ for n in graph.nodes[1:] if not hasattr(n, 'magnitude')})
 
 

@@ -44,4 +44,5 @@ def row_sum(rows: Array) -> Array:
 def loss(rows: Array, terms: int, magnitude: Array) -> Array:
     """Returns how far [S] rounding may move rows [S, ...] of a value, of a sum of `terms` terms of
     `magnitude` [...] in all."""
-    return gamma(terms, rows.dtype) * row_sum((jnp.abs(rows) + FLOOR) * magnitude)
+    total = jnp.abs(rows).reshape(len(rows), -1) @ magnitude.ravel() + FLOOR * jnp.sum(magnitude)
+    return gamma(terms, rows.dtype) * (1 + gamma(magnitude.size, rows.dtype)) * total

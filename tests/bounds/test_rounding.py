@@ -10,39 +10,30 @@ import pytest
 from jax.tree_util import Partial
 from networks import random_relu_network
 
-from robustprune_jax.bounds import METHODS, margins, verify
+from robustprune_jax.bounds import METHODS, margins, splits
+from robustprune_jax.bounds.graph import build
+from robustprune_jax.bounds.margins import label_spec
+from robustprune_jax.bounds.units import reduced
+from robustprune_jax.bounds.verify import _ball, _crown
 
 exact = np.vectorize(Fraction, otypes=[object])
 THIRD, LARGE = np.float32(1 / 3), 2.0**20  # in float32, 3 * THIRD rounds to 1
 
 
 def cancelling(x):
-    """Logits LARGE (x0 - 3 (THIRD x0)) + 0.01 + relu(x1 - 0.5) and 0, written as layers."""
+    """Logits LARGE (x0 - 3 (THIRD x0)) + 0.01 and 0, written as layers."""
     x = x.reshape(len(x), -1)
-    hidden = jax.nn.relu(x @ jnp.array([[1, THIRD, 0], [0, 0, 1]]) - jnp.array([0, 0, 0.5]))
-    return hidden @ jnp.array([[LARGE, 0], [-3 * LARGE, 0], [1, 0]]) + jnp.array([0.01, 0])
-
-
-def least_margin_of_cancelling(x0):
-    slope = 1 - 3 * Fraction(float(THIRD))
-    return Fraction(LARGE) * slope * Fraction(float(x0)) + Fraction(float(np.float32(0.01)))
+    hidden = jax.nn.relu(x @ jnp.array([[1, THIRD]]))
+    return hidden @ jnp.array([[LARGE, 0], [-3 * LARGE, 0]]) + jnp.array([0.01, 0])
 
 
 @pytest.mark.parametrize('method', METHODS)
 def test_large_terms_that_cancel_prove_nothing(method):
-    images, labels = jnp.array([1, 0.3]).reshape(1, 1, 1, 2), jnp.zeros(1, int)
-    assert least_margin_of_cancelling(1) < -0.01
+    images, labels = jnp.ones((1, 1, 1, 1)), jnp.zeros(1, int)
+    assert Fraction(LARGE) * (1 - 3 * Fraction(float(THIRD))) + Fraction(1, 100) < -0.01
     settings = {'eps': 0.0, 'method': method}
     assert margins(cancelling, images, labels, **settings)[0, 1] > 0
     assert margins(cancelling, images, labels, **settings, sound=True)[0, 1] < -0.01
-
-
-def test_branching_proves_nothing_false():
-    images, labels = np.float32([1, 0.5]).reshape(1, 1, 1, 2), np.zeros(1, int)
-    assert least_margin_of_cancelling(0.9) < -0.01
-    (plain,) = verify(cancelling, images, labels, eps=0.1, timeout=20, sound=False)
-    (sound,) = verify(cancelling, images, labels, eps=0.1, timeout=20)
-    assert (plain.status, sound.status) == ('verified', 'undecided')
 
 
 def exact_logits(weights, image):
@@ -109,6 +100,43 @@ def test_affine_networks_in_every_ball(norm):
     assert (plain > least).any()
     assert (sound <= least).all()
     assert (least - sound < 1e-2).all()
+
+
+def test_the_units_are_the_network_to_within_their_errors():
+    network, images = random_relu_network(jax.random.key(5), (8, 16, 12, 3), 1)
+    image, weights = np.asarray(images[0]), network.args[0]
+    struct = jax.ShapeDtypeStruct(image.shape, image.dtype)
+    graph = build(lambda x: network(x[None])[0], struct)
+    ball, spec = _ball(image, 0.25, (0, 1), 'linf', True), label_spec(0, 3, 3)
+    _, bounds = _crown(network, image, ball.eps, spec, (0.0, 1.0), 'linf', 2.0, True)
+    units, rows, sizes = reduced(graph, network, ball, spec, bounds)
+    whole = splits.whole(units, 2)
+    found, _ = splits.climb(units, sizes, rows, whole, ball, (0.1, 0.0), 20)
+    relus = [tuple(exact(np.ravel(side).astype(float)) for side in b) for b in bounds.values()]
+    rng, moved = np.random.default_rng(0), []
+    for corner in rng.choice([-0.25, 0.25], (5, 8)):
+        x = np.clip(np.ravel(image) + corner, 0, 1).astype(np.float32)
+        values, z = np.full(sum(sizes), Fraction(0)), exact(x.astype(float))
+        truth, start = [], 0
+        for (w, b), (lower, upper), size in zip(weights, relus, sizes, strict=False):
+            z = z @ exact(np.asarray(w, float)) + exact(np.asarray(b, float))
+            assert (z >= lower).all()
+            assert (z <= upper).all()
+            open_ = np.flatnonzero((lower < 0) & (upper > 0))
+            truth += [(start + i, z[entry]) for i, entry in enumerate(open_)]
+            z = np.maximum(z, 0)
+            values[start : start + len(open_)] = z[open_]
+            start += size
+        logits = exact_logits(weights, x)
+        assert (found.lower <= logits[0] - logits[1:]).all()
+        for part, wanted in ((units.rows, truth), (rows, enumerate(logits[0] - logits[1:]))):
+            for i, value in wanted:
+                row = (exact(np.asarray(a[i], float)) for a in part)
+                image_row, unit_row, bias, error = row
+                off = abs(image_row @ exact(x.astype(float)) + unit_row @ values + bias - value)
+                assert off <= error.item()
+                moved.append(off > 0)
+    assert np.mean(moved) > 0.5
 
 
 def test_what_has_no_error_term_is_named():
