@@ -33,11 +33,13 @@ def size(lower: Array, upper: Array) -> Array:
 
 
 def row_sum(rows: Array) -> Array:
-    """Returns the sum of each row [S] of [S, ...] by halves: few roundings, in a known order."""
+    """Returns the sum of each row [S] of [S, ...] by pairs: few roundings, in a known order."""
     rows = rows.reshape(len(rows), -1)
     while (width := rows.shape[1]) > 16:
-        rows = jnp.pad(rows, ((0, 0), (0, width % 2)))
-        rows = rows[:, : -(-width // 2)] + rows[:, -(-width // 2) :]
+        parts = jnp.split(jnp.pad(rows, ((0, 0), (0, -width % 16))), 16, axis=1)
+        while len(parts) > 1:
+            parts = [a + b for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        (rows,) = parts
     return jnp.sum(rows, axis=1)
 
 
