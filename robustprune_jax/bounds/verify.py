@@ -79,7 +79,8 @@ def verify(
     docs/certificates.md; without, up to float32's rounding. Shows a bar with the counts on a
     terminal.
 
-    Raises ValueError on settings that mean nothing; else as `margins`.
+    Raises ValueError on settings that mean nothing, NotImplementedError where `sound` and an
+    operation has no error term; else as `margins`.
     """
     if timeout < 0:
         raise ValueError(f'timeout is {timeout}: expected seconds, or 0 for no branching')

@@ -80,7 +80,7 @@ def test_a_product_by_hand():
     assert [float(z[0]) for z in node.interval(x, y)] == [-5, 10]
     constants, (of_x, of_y) = node.backward(jnp.array([[1.0], [-1.0]]), None, x, y)
     # x y >= 3 x - y + 3, and -x y >= -5 x + y - 5
-    assert constants[0].tolist() == [3, -5]
+    assert constants[0].tolist() == [[3], [-5]]
     assert of_x.tolist() == [[3], [-5]] and of_y.tolist() == [[-1], [1]]
 
 
