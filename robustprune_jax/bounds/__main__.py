@@ -9,9 +9,12 @@ timeout or unknown.
 import argparse
 import sys
 
+import jax
+import numpy as np
+
 from conversion import read_onnx, read_vnnlib
 from conversion.evaluate import logits_fn
-from robustprune_jax.bounds import decide
+from robustprune_jax.bounds import decide, without_error_term
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -23,9 +26,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         graph, regions = read_onnx(args.onnx), read_vnnlib(args.vnnlib)
-        answer = decide(
-            logits_fn(graph), regions, image_shape=graph.image_shape, timeout=args.timeout
-        )
+        network, shape = logits_fn(graph), graph.image_shape
+        rounds = without_error_term(network, jax.ShapeDtypeStruct(shape, np.float32))
+        answer = decide(network, regions, image_shape=shape, timeout=args.timeout, sound=not rounds)
     except (ValueError, OSError, ImportError, NotImplementedError, MemoryError) as error:
         sys.exit(f'bounds: {error}')
     print(answer.status)
@@ -33,6 +36,8 @@ def main(argv: list[str] | None = None) -> None:
         values = [(f'X_{i}', x) for i, x in enumerate(answer.inputs)]
         values += [(f'Y_{j}', y) for j, y in enumerate(answer.outputs)]
         print('(' + '\n'.join(f'({name} {value:.9g})' for name, value in values) + ')')
+    if rounds:
+        print(f'bounds: not sound in floating point, for {", ".join(rounds)}', file=sys.stderr)
     if answer.reason:
         print(f'bounds: {answer.reason}', file=sys.stderr)
 

@@ -40,6 +40,7 @@ def decide(
     *,
     image_shape: Sequence[int],
     timeout: float = 120.0,
+    sound: bool = True,
 ) -> Answer:
     """Returns whether the network has unsafe outputs in any of the regions.
 
@@ -50,6 +51,7 @@ def decide(
 
     Boxes and b are rounded outward to float32, A to the nearest, then bounded as by `verify`. A
     point is unsafe where the network's float32 outputs are; it lies in the box as float32 reads it.
+    sound: as of `verify`.
     Raises ValueError where a region does not fit the network; else as `verify`.
     """
     deadline = time.monotonic() + timeout
@@ -59,7 +61,7 @@ def decide(
         _check(region, logits_fn, image_shape)
         if (left := deadline - time.monotonic()) <= 0:
             return Answer('timeout')
-        answer = _decide(logits_fn, *region, tuple(image_shape), left)
+        answer = _decide(logits_fn, *region, tuple(image_shape), left, sound)
         if answer.status == 'sat':
             return answer
         if answer.status != 'unsat':
@@ -78,7 +80,7 @@ def _check(region, logits_fn, image_shape):
         )
 
 
-def _decide(logits_fn, lower, upper, unsafe, image_shape, timeout) -> Answer:
+def _decide(logits_fn, lower, upper, unsafe, image_shape, timeout, sound) -> Answer:
     low = -_above(-lower)
     width = _above(upper - low.astype(np.float64))
     width = np.where(width > 0, np.nextafter(width, np.float32(np.inf)), 0)  # of the difference
@@ -87,7 +89,8 @@ def _decide(logits_fn, lower, upper, unsafe, image_shape, timeout) -> Answer:
     ends = tuple(np.cumsum([len(b) for _, b in unsafe]).tolist())
     question = Partial(_posed(image_shape, ends), logits_fn, low, width, matrix, limits)
     middle = np.full((1, 1, 1, len(lower)), 0.5, np.float32)
-    (verdict,) = verify(question, middle, np.array([0]), eps=0.5, timeout=timeout)
+    settings = {'timeout': timeout, 'sound': sound}
+    (verdict,) = verify(question, middle, np.array([0]), eps=0.5, **settings)
     if verdict.status == 'verified':
         return Answer('unsat')
     if verdict.reason == 'timeout':
