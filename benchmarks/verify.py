@@ -5,7 +5,7 @@
 
 FILE: a PyTorch state dict, or a checkpoint of ours; X: [N, H, W, C] in [0, 1]; --mean and --std: in
 0..255, where the network reads normalised images. One line for each image that CROWN and PGD leave
-open, then the counts.
+open, then the counts, and how many relus CROWN's bounds leave undecided.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from conversion import import_state_dict, load_pth
-from robustprune_jax.bounds import verify
+from robustprune_jax.bounds import intermediate, verify
 from robustprune_jax.models import create_model
 from robustprune_jax.network import logits_fn
 
@@ -68,6 +68,10 @@ def main() -> None:
     print(', '.join(f'{n} {name} ({n / len(verdicts):.1%})' for name, n in statuses.items()))
     print('decided by', ', '.join(f'{name}: {n}' for name, n in stages.items() if name))
     print(f'{domains} domains, {rate:.0f} a second; {seconds:.0f} s in all, {cpu:.0f} s of CPU')
+    layers = intermediate(network, images, eps=given.eps)
+    undecided = sum(float(layer.unstable.mean()) for layer in layers)
+    units = sum(layer.lower[0].size for layer in layers)
+    print(f'{undecided:.0f} of {units} units undecided, the mean over images')
 
 
 if __name__ == '__main__':

@@ -78,6 +78,18 @@ def cnn(convs: tuple[int, ...], channels: int | None, denses: tuple[int, ...]) -
     ]
 
 
+def cnn_for_bounds(convs: int, bn: bool) -> list[Layer]:
+    """cnn5 and cnn7: one nn.Sequential of layers, BatchNorm and ReLU, with a Flatten between."""
+    layers, step = [], 3 if bn else 2
+    for n in range(1, convs + 2):
+        index = step * (n - 1) + (n > convs)
+        hidden = flat_dense(f'{index}', 'dense1', 128)
+        layers.append(hidden if n > convs else conv(f'{index}', f'conv{n}', bias=True))
+        if bn:
+            layers.append(norm(f'{index + 1}', f'bn{n}'))
+    return [*layers, dense(f'{index + step}', 'dense2')]
+
+
 def vgg(plan: tuple[int | str, ...], bn: bool) -> list[Layer]:
     """VGG: `features` counts every module, the ReLUs and poolings too."""
     layers, index, n = [], 0, 0
@@ -149,6 +161,10 @@ TABLES: dict[str, list[Layer]] = {
     'cifar_model': cnn((0, 2), 32, (5, 7)),
     'cifar_model_large': cnn((0, 2, 4, 6), 64, (9, 11, 13)),
     'vgg4_without_maxpool': cnn((0, 2, 4, 6), 128, (9, 11, 13)),
+    'cnn5': cnn_for_bounds(3, bn=False),
+    'cnn5_bn': cnn_for_bounds(3, bn=True),
+    'cnn7': cnn_for_bounds(5, bn=False),
+    'cnn7_bn': cnn_for_bounds(5, bn=True),
     **{f'vgg{depth}': vgg(plan, bn=False) for depth, plan in PLANS.items()},
     **{f'vgg{depth}_bn': vgg(plan, bn=True) for depth, plan in PLANS.items()},
     'wrn_28_10': wrn(28, 10),

@@ -5,12 +5,12 @@ import pytest
 from flax import linen as nn
 
 from conversion import export_state_dict, import_state_dict
-from conversion.names import TABLES, conv, dense, flat_dense, norm
+from conversion.names import conv, dense, flat_dense, norm
 from conversion.scores import top_mask
 from robustprune_jax.models import create_model
 from robustprune_jax.pruning import effective_params, kept_count, topk_masks
 
-MASKED = [arch for arch in TABLES if 'kept' in golden.ARCHITECTURES[arch]]
+MASKED = [arch for arch, record in golden.ARCHITECTURES.items() if 'kept' in record]
 
 
 def assert_recorded(logits, recorded):
@@ -19,7 +19,7 @@ def assert_recorded(logits, recorded):
     np.testing.assert_allclose(logits[:, : recorded.shape[1]], recorded, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize('arch', TABLES)
+@pytest.mark.parametrize('arch', golden.ARCHITECTURES)
 def test_tables_have_every_variable_and_every_tensor(arch):
     state_dict = {
         name: np.zeros(shape, np.int64 if name.endswith('num_batches_tracked') else np.float32)
@@ -46,6 +46,28 @@ def test_imported_networks_give_the_recorded_logits(arch):
     for density, logits in record['masked_logits'].items():
         variables = import_state_dict(masked, arch, density=float(density))
         assert_recorded(golden.logits(arch, variables, images), logits)
+
+
+@pytest.mark.parametrize('bn', [False, True])
+def test_cnn5_is_a_sequential_of_torch(bn):
+    torch = pytest.importorskip('torch')
+    arch, images = 'cnn5_bn' if bn else 'cnn5', golden.formula_images((2, 1, 12, 12))
+    module = create_model(arch)
+    variables = dict(jax.jit(module.init)(jax.random.key(0), images))
+    layers, channels = [], 1
+    for features, size, stride in ((64, 3, 1), (64, 4, 2), (128, 4, 2)):
+        layers.append(torch.nn.Conv2d(channels, features, size, stride, 1))
+        layers += [torch.nn.BatchNorm2d(features)] * bn + [torch.nn.ReLU()]
+        channels = features
+    layers += [torch.nn.Flatten(), torch.nn.Linear(1152, 512)]
+    layers += [torch.nn.BatchNorm1d(512)] * bn + [torch.nn.ReLU(), torch.nn.Linear(512, 10)]
+    network = torch.nn.Sequential(*layers).eval()
+    state_dict = export_state_dict(variables, arch)
+    network.load_state_dict({k: torch.tensor(np.asarray(x)) for k, x in state_dict.items()})
+    logits = network(torch.tensor(images.transpose(0, 3, 1, 2))).detach()
+    np.testing.assert_allclose(logits, module.apply(variables, images), rtol=0, atol=1e-6)
+    again = import_state_dict(state_dict, arch)
+    jax.tree.map(np.testing.assert_array_equal, again['params'], variables['params'])
 
 
 def distinct_state_dict(arch, layout):
