@@ -29,6 +29,7 @@ from robustprune_jax.objectives import OBJECTIVES
 from robustprune_jax.objectives.ramps import RAMPS
 from robustprune_jax.objectives.smooth import SMOOTHINGS
 from robustprune_jax.pruning import ALLOCATIONS, CRITERIA, METHODS, STRUCTURES, configured
+from robustprune_jax.pruning.dynamic import GROWTHS
 from robustprune_jax.pruning.perturb import SPACES
 from robustprune_jax.pruning.rates import GRADIENTS
 from robustprune_jax.runtime import sharding
@@ -199,6 +200,10 @@ FIELDS: dict[str, Rule] = {
     'pruning.rates.gamma': _at_least_0,
     'pruning.rates.gradient': _named(GRADIENTS),
     'pruning.rates.start': _named(('uniform', 'erk', 'igq', 'power')),
+    'pruning.dynamic.grow': _named(('', *GROWTHS)),
+    'pruning.dynamic.interval': _at_least_0,
+    'pruning.dynamic.fraction': _part,
+    'pruning.dynamic.until': _part,
     'evaluate.checkpoint': _named(('latest', 'best', 'average')),
     'evaluate.batch_size': _at_least_1,
     'evaluate.examples': _at_least_0,
@@ -265,6 +270,8 @@ def _relations(config: ConfigDict) -> Iterator[tuple[str, bool, str]]:
     alone = all(method.structure == 'weights' for method in learned)
     yield 'pruning.structure', alone, 'weights, where the allocation is learned'
     yield 'pruning.allocation', all(x.learned for x in learned), 'learned only where scores are'
+    alone = all(method.structure == 'weights' for method in chosen if method.dynamic)
+    yield 'pruning.structure', alone, 'weights, where masks move'
     for phase in TRAINED:
         section = config[phase]
         if not section.epochs:

@@ -19,12 +19,14 @@ from stepping import compiled_step, phase_optimizer
 from robustprune_jax.attacks import cross_entropy
 from robustprune_jax.config import default
 from robustprune_jax.models.layers import batch_norm
-from robustprune_jax.pruning import init_scores
+from robustprune_jax.pruning import Budget, Choice, init_scores, topk_masks
+from robustprune_jax.pruning.dynamic import Dynamic
 from robustprune_jax.pruning.perturb import Perturbation
 from robustprune_jax.runtime import sharding
 from robustprune_jax.training.average import Average
 
 SHAPE = (16, 16, 16, 3)
+DENSITY = 0.1
 
 
 class Small(nn.Module):
@@ -44,6 +46,8 @@ def inputs(phase, dtype):
     variables = dict(jax.jit(MODULE.init)(jax.random.key(0), np.zeros((1, *SHAPE[1:]))))
     if phase == 'prune':
         variables['scores'] = init_scores(variables['params'])
+    if phase == 'finetune':
+        variables['masks'] = topk_masks(init_scores(variables['params']), DENSITY)
     batch = {
         'image': golden.formula_images((SHAPE[0], 3, 16, 16)).astype(dtype),
         'label': golden.formula_labels(SHAPE[0]).astype(np.int32),
@@ -65,7 +69,7 @@ def prepared(phase, name, devices, dtype=np.float32, augment='crop_flip', **sett
         config,
         name,
         phase_optimizer(config, phase, variables),
-        density=0.1 if phase == 'prune' else None,
+        density=DENSITY if phase == 'prune' else None,
         augment=augment,
         mesh=mesh,
         **settings,
@@ -82,6 +86,10 @@ def after(steps, *arguments, **settings):
     return jax.device_get((state, metrics))
 
 
+def moving(grow):
+    return Choice(Budget(DENSITY), dynamic=Dynamic(grow, interval=2.0, fraction=0.5))
+
+
 def assert_close(one, other, tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, tolerance, 1e-12), one, other)
 
@@ -94,8 +102,9 @@ def trades():
 
 
 def free():
-    """The perturbation is split over the devices."""
-    assert_close(*(after(3, 'pretrain', 'free', n, np.float64) for n in (1, 4)), 1e-9)
+    """The perturbation is split over the devices; masks move by the gradient of all of them."""
+    settings = {'total_steps': 4, 'moves': moving('gradient')}
+    assert_close(*(after(3, 'finetune', 'free', n, np.float64, **settings) for n in (1, 4)), 1e-9)
 
 
 def natural():
@@ -140,10 +149,12 @@ def per_device():
 
 
 def per_device_attacked():
-    """Four devices with the same images and noise do what one of them does; pretrain and prune."""
-    for phase in ('pretrain', 'prune'):
+    """Four devices with the same images and noise do what one of them does; masks move at random
+    in finetune."""
+    for phase, moves in (('finetune', moving('random')), ('prune', None)):
         settings = {'augment': 'none', 'batch_norm': 'per_device'}
         settings['perturbation'] = Perturbation(0.01, 0.0, 'weights')
+        settings |= {'total_steps': 4, 'moves': moves}
         ends = []
         for n in (1, 4):
             update, state, batch = prepared(phase, 'trades', n, np.float64, **settings)

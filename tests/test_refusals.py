@@ -53,6 +53,12 @@ def test_an_unfinished_source_is_refused(finished, tiny_config, tmp_path):
         ({'pruning.structure': 'n_of_m', 'densities': (0.5,)}, 'conv1/kernel has 1 inputs'),
         ({'pruning.counts': 'multiply_adds'}, 'weights, unless the structure is channels'),
         ({'pruning.structure': 'channels', 'densities': (1e-4,)}, 'one channel of each layer'),
+        ({'methods': 'set', 'pruning.structure': 'channels'}, 'weights, where masks move'),
+        ({'methods': 'rigl', 'pruning.dynamic.grow': 'momentum'}, 'config.pruning.dynamic.grow'),
+        (
+            {'methods': 'flyingbird', 'finetune.epochs': 2},
+            'finetune.epochs is 2: the masks of flyingbird 0.5 finetune would not move',
+        ),
         ({'finetune.warmup_epochs': 3.9}, 'is 3.9: it takes all 12 steps of hydra 0.5 finetune'),
     ],
 )

@@ -32,6 +32,7 @@ def smoke(config: ConfigDict) -> None:
             ramp_epochs=min(section.ramp_epochs, 1.0),
         )
         section.perturbation.warmup_epochs = min(section.perturbation.warmup_epochs, 1.0)
+    config.pruning.dynamic.interval = 0.5
     own = names(config.overrides)
     config.overrides = ','.join(word for word in own if '.pruning.' in word)
 

@@ -194,6 +194,12 @@ def default() -> ConfigDict:
     config.pruning.rates.gamma = 0.2  # the budget's weight in the loss; grows by so much an epoch
     config.pruning.rates.gradient = 'threshold'  # | sum, the paper's
     config.pruning.rates.start = 'uniform'  # the allocation to start from: | erk | igq | power
+    # Of the methods whose masks move in finetune (flyingbird, rigl, set); '' or 0: as they have it.
+    config.pruning.dynamic = ConfigDict()
+    config.pruning.dynamic.grow = ''  # what of the other weights: gradient (the largest) | random
+    config.pruning.dynamic.interval = 0.0  # epochs between two moves
+    config.pruning.dynamic.fraction = 0.0  # of a layer's weights that the first moves drop and grow
+    config.pruning.dynamic.until = 0.0  # the part of finetune after which masks stay
     # True: where no mask is learned, weights times 1 / sqrt(density), for untrained networks.
     config.pruning.rescale = False
     config.prune = _training(epochs=10)  # of the methods that learn the mask

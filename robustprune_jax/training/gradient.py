@@ -21,20 +21,21 @@ from robustprune_jax.training.optim import trainable
 
 
 def gradient(spec, state, batch, key):
-    """Returns the loss's gradient to the trainable collections, what BatchNorm's statistics and the
-    carry become, and the metrics: those before any perturbation.
+    """Returns the loss's gradient to the trainable collections and to the masked parameters, what
+    BatchNorm's statistics and the carry become, and the metrics: those before any perturbation.
     """
     leaves = trainable(state.variables)
     params_of = partial(_params, spec, state.variables)
     params, pull_back = jax.vjp(params_of, leaves)
-    slopes, batch_stats, carry, metrics, batch = _whole(spec, state, params, batch, key)
-    (slopes,) = pull_back(slopes)
+    dense, batch_stats, carry, metrics, batch = _whole(spec, state, params, batch, key)
+    (slopes,) = pull_back(dense)
     if spec.perturbation:
         leaves = _perturbed(spec, state.step, leaves, params, slopes)
         params, pull_back = jax.vjp(params_of, leaves)
         attacked = spec._replace(objective=spec.objective._replace(inner=as_given))
-        (slopes,) = pull_back(_whole(attacked, state, params, batch, key)[0])
-    return slopes, batch_stats, carry, metrics
+        dense = _whole(attacked, state, params, batch, key)[0]
+        (slopes,) = pull_back(dense)
+    return slopes, dense, batch_stats, carry, metrics
 
 
 def _params(spec, variables, leaves):

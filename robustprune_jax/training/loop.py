@@ -43,13 +43,14 @@ class Phase(NamedTuple):
     """What is to be trained, and how long. One epoch is a pass over the data.
 
     method: None in pretrain. choice: of the masks, where they are chosen anew in every step, in
-    prune. section: the phase's settings, with epochs as passes; pseudo: how many images of a batch
-    are pseudo-labelled.
+    prune. moves: of those that move, in finetune. section: the phase's settings, with epochs as
+    passes; pseudo: how many images of a batch are pseudo-labelled.
     """
 
     part: Part
     method: Method | None
     choice: Choice | None
+    moves: Choice | None
     objective: Objective
     section: ConfigDict
     pseudo: int
@@ -179,15 +180,27 @@ def _averages(phase: Phase, pending, first_nan, saved: int, directory: Path) -> 
 def _phase(config, part: Part, module, variables, splits) -> Phase:
     method = part.method and configured(part.method, config.pruning)
     prunes = part.phase == 'prune'
-    image_shape = splits.train.images.shape[1:]
-    chosen = choice(config, part, module, variables['scores'], image_shape) if prunes else None
+    moves = part.phase == 'finetune' and method.dynamic is not None
+    image_shape, chosen = splits.train.images.shape[1:], None
+    if prunes or moves:
+        chosen = choice(config, part, module, variables['scores'], image_shape)
     objective = lookup(OBJECTIVES, objective_name(config, part.phase), 'objective')(config)
     section, pseudo, steps_per_epoch = _passes(config, part.phase, splits)
     objective = penalised(objective, section, config.certified)
     if part.phase == 'finetune':
         objective = distilled(objective, section.distillation)
     total_steps = section.epochs * steps_per_epoch
-    return Phase(part, method, chosen, objective, section, pseudo, steps_per_epoch, total_steps)
+    return Phase(
+        part,
+        method,
+        chosen if prunes else None,
+        chosen if moves else None,
+        objective,
+        section,
+        pseudo,
+        steps_per_epoch,
+        total_steps,
+    )
 
 
 def _passes(config, phase: str, splits) -> tuple[ConfigDict, int, int]:
@@ -233,6 +246,7 @@ def _prepare(config, phase: Phase, module, variables, teacher, image_shape, mesh
         total_steps=phase.total_steps,
         ramp_epochs=phase.section.ramp_epochs,
         choice=phase.choice,
+        moves=phase.moves,
         accumulate=config.accumulate,
         batch_norm=config.batch_norm,
         compute_dtype=config.compute_dtype,

@@ -115,6 +115,19 @@ def trainable(variables: dict) -> dict:
     return {name: variables[name] for name in ('params', 'scores', 'rates') if name in variables}
 
 
+def reset(tx: optax.GradientTransformation, state: optax.OptState, keep: dict) -> optax.OptState:
+    """Returns an optimizer's state with its moments times `keep`, 0 or 1 of the trainable
+    collections."""
+
+    def kept(moment, keep):
+        return moment if is_none(moment) else moment * keep
+
+    def is_none(moment):  # of a leaf of another branch
+        return isinstance(moment, optax.MaskedNode)
+
+    return optax.tree_utils.tree_map_params(tx, kept, state, keep, is_leaf=is_none)
+
+
 def optimizer(
     section: ConfigDict, labels: dict, steps_per_epoch: int, rates: ConfigDict | None = None
 ) -> optax.GradientTransformation:

@@ -90,13 +90,14 @@ def choice(
     rates = None
     if method.allocation == 'learned':
         rates = Rates(**{name: pruning.rates[name] for name in Rates._fields})
-    return Choice(budget, method.allocation, method.structure, rates)
+    return Choice(budget, method.allocation, method.structure, rates, method.dynamic)
 
 
 def check_masks(
     config: ConfigDict, part: Part, module: linen.Module, shapes: dict, image_shape: tuple
 ) -> None:
-    """Raises ValueError where a part's method cannot choose masks at its density.
+    """Raises ValueError where a part's method cannot choose masks at its density, or is to move
+    them and the part is too short for it.
 
     shapes: of the network's variables.
     """
@@ -106,6 +107,13 @@ def check_masks(
     if chosen.rates:
         variables |= init_rates(variables['scores'], chosen.budget, chosen.rates)
     jax.eval_shape(partial(training_masks, chosen), variables)
+    if part.phase == 'finetune' and chosen.dynamic:
+        first, epochs = chosen.dynamic.interval / chosen.dynamic.until, config.finetune.epochs
+        if epochs <= first:
+            raise ValueError(
+                f'config.finetune.epochs is {epochs}: the masks of {part} would not move; expected '
+                f'more than {first:g}, or a lower pruning.dynamic.interval'
+            )
 
 
 def stream(part: Part, method: Method | None) -> str:

@@ -1,5 +1,6 @@
 """One training step, compiled."""
 
+import zlib
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -8,17 +9,19 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from robustprune_jax.data.augment import to_float
 from robustprune_jax.objectives import Objective
-from robustprune_jax.pruning import Choice
+from robustprune_jax.pruning import Choice, apply_masks
+from robustprune_jax.pruning.dynamic import move
 from robustprune_jax.pruning.perturb import Perturbation
 from robustprune_jax.pruning.rates import after_step, excess, penalty
 from robustprune_jax.runtime import compiler
 from robustprune_jax.training.average import Average, after_update, averaged_collections
 from robustprune_jax.training.gradient import gradient
-from robustprune_jax.training.optim import trainable
+from robustprune_jax.training.optim import reset, trainable
 from robustprune_jax.training.state import TrainState
 
 
@@ -60,6 +63,7 @@ class Step(NamedTuple):
     matmul_precision: jax's name of how exact products are; '' is its default.
     perturbation: of weights or scores, at which an update's gradient is taken; of the attack, the
     metrics and BatchNorm's statistics it has no part. average: of the network, in the state.
+    moves: in finetune, how the masks of the variables move, if they do, after the update of a step.
     """
 
     module: linen.Module
@@ -77,6 +81,7 @@ class Step(NamedTuple):
     matmul_precision: str = ''
     perturbation: Perturbation | None = None
     average: Average | None = None
+    moves: Choice | None = None
 
     @property
     def per_device(self) -> bool:
@@ -121,22 +126,20 @@ def train_step(spec: Step) -> Callable[[TrainState, dict, jax.Array], tuple[Trai
 
 def _step(spec, state, batch, key):
     key = jax.random.fold_in(key, state.step)
+    move_key = jax.random.fold_in(key, zlib.crc32(b'move'))  # the same on every device
     if spec.per_device:
         key = jax.random.fold_in(key, jax.lax.axis_index('data'))
     augment_key, objective_key = jax.random.split(key)
     batch = {**batch, 'image': spec.augment(augment_key, to_float(batch['image']))}
+    update = partial(_update, spec, batch, (objective_key, move_key))
     if spec.objective.repeats == 1 or compiler.backend() == 'cpu':
         repeats = []
-        for _ in range(spec.objective.repeats):
-            state, metrics = _update(spec, state, batch, objective_key)
+        for number in range(spec.objective.repeats):
+            state, metrics = update(state, number)
             repeats.append(metrics)
         metrics = jax.tree.map(lambda *leaves: jnp.stack(leaves), *repeats)
     else:
-        state, metrics = jax.lax.scan(
-            lambda state, _: _update(spec, state, batch, objective_key),
-            state,
-            length=spec.objective.repeats,
-        )
+        state, metrics = jax.lax.scan(update, state, jnp.arange(spec.objective.repeats))
     metrics = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), metrics)
     state = state.replace(step=state.step + 1)
     if spec.learns_rates:
@@ -147,10 +150,11 @@ def _step(spec, state, batch, key):
     return state, metrics
 
 
-def _update(spec, state, batch, key):
-    """One optimizer update on a batch."""
+def _update(spec, batch, keys, state, number):
+    """One optimizer update on a batch, the number-th; after the last, masks may move."""
+    key, move_key = keys
     leaves = trainable(state.variables)
-    slopes, batch_stats, carry, metrics = gradient(spec, state, batch, key)
+    slopes, dense, batch_stats, carry, metrics = gradient(spec, state, batch, key)
     if spec.learns_rates:
         budget_loss = jax.grad(partial(_penalty, spec, state.variables))(leaves['rates'])
         slopes['rates'] = jax.tree.map(jnp.add, slopes['rates'], budget_loss)
@@ -163,8 +167,41 @@ def _update(spec, state, batch, key):
     average = state.average
     if spec.average:
         average = after_update(spec.average, average, variables, state.step / spec.total_steps)
+    if spec.moves:
+        every, last = _interval(spec), number == spec.objective.repeats - 1
+        done = (state.step + 1) / (spec.moves.dynamic.until * spec.total_steps)
+        variables, optimizer, average = jax.lax.cond(
+            last & ((state.step + 1) % every == 0) & (done < 1),
+            partial(_moved, spec, dense, done, move_key),
+            lambda *network: network,
+            *(variables, optimizer, average),
+        )
     state = state.replace(variables=variables, optimizer=optimizer, carry=carry, average=average)
     return state.replace(first_nan=first_nan), metrics
+
+
+def _interval(spec):
+    """Steps between two moves of the masks."""
+    steps = spec.moves.dynamic.interval * spec.steps_per_epoch / spec.objective.repeats
+    return max(round(steps), 1)
+
+
+def _moved(spec, dense, done, key, variables, optimizer, average):
+    """The network with its masks moved. What has grown starts at 0, without moments, also in the
+    average: what is masked trains by weight decay alone."""
+    choice, before = spec.moves, flatten_dict(variables['masks'])
+    kernels, slopes = flatten_dict(variables['params']), flatten_dict(dense)
+    per_class = {choice.budget.head: choice.budget.per_class}
+    masks = move(kernels, before, slopes, choice.dynamic, done, key, per_class)
+    keep = unflatten_dict({path: 1 - mask * (1 - before[path]) for path, mask in masks.items()})
+
+    def cleared(network):
+        return {**network, 'params': apply_masks(network['params'], keep)}
+
+    variables = {**cleared(variables), 'masks': unflatten_dict(masks)}
+    ones = jax.tree.map(jnp.ones_like, trainable(variables))
+    optimizer = reset(spec.tx, optimizer, cleared(ones))
+    return variables, optimizer, cleared(average) if average else average
 
 
 def _penalty(spec, variables, rates):
