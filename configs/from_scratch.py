@@ -1,13 +1,15 @@
-r"""Sparse networks trained from the start, under TRADES, with a mask that is not learned.
+r"""Sparse networks trained from the start, under TRADES, with a mask that is not learned or moves.
 
 apt-get install dataset-fashion-mnist
 python main.py --config=configs/from_scratch.py --workdir=runs/snip
 python main.py --config=configs/from_scratch.py:random --workdir=runs/random_masks
+python main.py --config=configs/from_scratch.py:dynamic --workdir=runs/dynamic
 
 The mask is SNIP's (weights times gradients on one batch of the random network), or with `:random`
 drawn; the weights grow by 1 / sqrt(density), so that the variance of a sparse layer's outputs is
-that of a dense one. The table's networks are `snip_0.1` or `random_0.1`, and so on; `pretrain` is
-the random network itself.
+that of a dense one. With `:dynamic` masks are drawn and then move (FlyingBird, RigL, SET), and the
+weights do not grow, as layers differ in density. The table's networks are `snip_0.1` or
+`random_0.1`, and so on; `pretrain` is the random network itself.
 """
 
 from ml_collections import ConfigDict
@@ -17,6 +19,11 @@ from robustprune_jax.config import default, recipes, with_argument
 
 def random(config: ConfigDict) -> None:
     config.methods = 'random'
+
+
+def dynamic(config: ConfigDict) -> None:
+    config.methods = 'flyingbird,rigl,set'
+    config.pruning.rescale = False
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -30,4 +37,4 @@ def get_config(arg: str = '') -> ConfigDict:
     config.pretrain.epochs = 0
     config.pruning.rescale = True
     config.finetune.update(epochs=20, learning_rate=0.05)
-    return with_argument(config, arg, {'random': random})
+    return with_argument(config, arg, {'random': random, 'dynamic': dynamic})
