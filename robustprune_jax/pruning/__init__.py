@@ -6,6 +6,7 @@ masks = topk_masks(scores, density=0.1)
 
 from robustprune_jax.pruning.allocation import ALLOCATIONS, Budget, kept_count
 from robustprune_jax.pruning.criterion import CRITERIA, Criterion, init_scores, is_kernel
+from robustprune_jax.pruning.dynamic import Dynamic
 from robustprune_jax.pruning.masks import apply_masks, effective_params, sparsity, topk_masks
 from robustprune_jax.pruning.method import (
     METHODS,
@@ -26,6 +27,7 @@ __all__ = [
     'Budget',
     'Choice',
     'Criterion',
+    'Dynamic',
     'Method',
     'Rates',
     'apply_masks',

@@ -115,7 +115,9 @@ def trainable(variables: dict) -> dict:
     return {name: variables[name] for name in ('params', 'scores', 'rates') if name in variables}
 
 
-def reset(tx: optax.GradientTransformation, state: optax.OptState, keep: dict) -> optax.OptState:
+def reset_moments(
+    tx: optax.GradientTransformation, state: optax.OptState, keep: dict
+) -> optax.OptState:
     """Returns an optimizer's state with its moments times `keep`, 0 or 1 of the trainable
     collections."""
 

@@ -21,7 +21,7 @@ from robustprune_jax.pruning.rates import after_step, excess, penalty
 from robustprune_jax.runtime import compiler
 from robustprune_jax.training.average import Average, after_update, averaged_collections
 from robustprune_jax.training.gradient import gradient
-from robustprune_jax.training.optim import reset, trainable
+from robustprune_jax.training.optim import reset_moments, trainable
 from robustprune_jax.training.state import TrainState
 
 
@@ -200,7 +200,7 @@ def _moved(spec, dense, done, key, variables, optimizer, average):
 
     variables = {**cleared(variables), 'masks': unflatten_dict(masks)}
     ones = jax.tree.map(jnp.ones_like, trainable(variables))
-    optimizer = reset(spec.tx, optimizer, cleared(ones))
+    optimizer = reset_moments(spec.tx, optimizer, cleared(ones))
     return variables, optimizer, cleared(average) if average else average
 
 

@@ -17,6 +17,7 @@ from robustprune_jax.pruning import METHODS, Budget, Choice, configured, kept_co
 from robustprune_jax.pruning.dynamic import Dynamic, move
 from robustprune_jax.training import checkpoint
 from robustprune_jax.training.average import Average
+from robustprune_jax.training.optim import OPTIMIZERS, reset_moments
 
 RATE, DECAY, MOMENTUM = 0.1, 0.01, 0.9
 IMAGES = np.array([[0, 0.5, 1], [0.2, 0.95, 0], [0.4, 0.1, 0.7]])
@@ -90,6 +91,21 @@ def test_the_smallest_weights_make_room_for_those_of_largest_gradient():
             np.testing.assert_array_equal(found[0]['masks']['dense']['kernel'], mask)
             np.testing.assert_allclose(found[0]['params']['dense']['kernel'], kernel, rtol=1e-12)
             np.testing.assert_allclose(found[1]['params']['dense']['kernel'], average, rtol=1e-12)
+
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_an_optimizer_forgets_what_has_grown(name):
+    config = default()
+    config.finetune.update(optimizer=name, weight_decay=0.0)
+    leaves = {'params': {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}, 'scores': jnp.ones(3)}
+    tx = phase_optimizer(config, 'finetune', leaves)
+    _, state = tx.update(leaves, tx.init(leaves), leaves)
+    keep = jax.tree.map(jnp.ones_like, leaves)
+    keep['params']['kernel'] = jnp.array([[1.0, 0], [1, 1]])
+    nothing = jax.tree.map(jnp.zeros_like, leaves)
+    updates, _ = tx.update(nothing, reset_moments(tx, state, keep), leaves)
+    np.testing.assert_array_equal(updates['params']['kernel'] != 0, keep['params']['kernel'] == 1)
+    assert (updates['params']['bias'] != 0).all()
 
 
 def test_a_layer_keeps_its_number_whatever_is_equal_or_zero():
