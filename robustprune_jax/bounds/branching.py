@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from scipy.optimize import linprog
 
 from robustprune_jax.bounds import splits
 from robustprune_jax.bounds.linear import Ball
@@ -122,6 +121,8 @@ def _leaf(units, sizes, rows, leaf, ball, fools):
     constraints = np.concatenate([margin[None], -signs * z_image[where]])
     limits = -np.concatenate([[offset], -signs[:, 0] * z_bias[where]])
     pixels = constraints.shape[1]
+    from scipy.optimize import linprog  # a quarter of a second, which few networks need
+
     found = linprog(
         np.append(np.zeros(pixels), 1),
         np.hstack([constraints, -np.ones((len(limits), 1))]),

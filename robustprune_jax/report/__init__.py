@@ -11,7 +11,7 @@ import os
 import re
 from pathlib import Path
 
-from robustprune_jax.report import earlier, figures, formats, page
+from robustprune_jax.report import earlier, formats, page
 from robustprune_jax.report.experiments import experiments
 from robustprune_jax.report.results import tables
 from robustprune_jax.report.run import Run, read
@@ -45,6 +45,10 @@ def combine(runs: list[Run], folder: str | os.PathLike) -> Path:
     Runs that differ only in the seed become one experiment, with means and standard deviations;
     runs of other recipes stand beside it, the figures of each in a folder of its name.
     """
+    from robustprune_jax.report import (
+        figures,  # matplotlib: half a second, for runs without a report
+    )
+
     found, notes = experiments(runs)
     compared = tables({experiment.title: experiment.results for experiment in found})
     all_drawn = [figures.draw(experiment) for experiment in found]

@@ -2,9 +2,9 @@
 
 import base64
 from html import escape
+from typing import NamedTuple
 
 from robustprune_jax.report.experiments import Experiment, facts, fields_apart
-from robustprune_jax.report.figures import Drawn
 from robustprune_jax.report.formats import counted, counts, number
 from robustprune_jax.report.results import Cell, Row, Table, tables
 
@@ -36,6 +36,16 @@ figure { margin: 0; } figure img { width: 100%; min-width: 44rem; height: auto; 
 @media print { body { margin: 0; max-width: none; font-size: 10pt; } h2 { break-after: avoid; }
   figure, table { break-inside: avoid; } figure img { min-width: 0; } }
 """
+
+
+class Drawn(NamedTuple):
+    """A figure: its file name without the ending, title, what it shows, the PNG and the SVG."""
+
+    name: str
+    title: str
+    caption: str
+    png: bytes
+    svg: bytes
 
 
 def html(experiments: list[Experiment], figures: list[list[Drawn]], notes: list[str]) -> str:

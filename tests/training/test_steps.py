@@ -121,7 +121,6 @@ def test_one_step_equals_the_original(case):
         WITH_BATCH_NORM,
         'pretrain/base',
         'vgg4_bn/prune/trades',
-        'vgg4_bn/prune/base',
         'vgg4_bn/finetune/base',
     ),
 )

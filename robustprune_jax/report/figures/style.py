@@ -2,13 +2,14 @@
 
 import io
 from itertools import cycle
-from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+
+from robustprune_jax.report.page import Drawn
 
 WIDTH = 9.6  # inches, of every figure, so that their text has one size on the page
 INK = '#333333'
@@ -43,16 +44,6 @@ STYLE = {
     'figure.dpi': 180,
     'svg.hashsalt': 'report',  # the same files make the same bytes
 }
-
-
-class Drawn(NamedTuple):
-    """A figure: its file name without the ending, title, what it shows, the PNG and the SVG."""
-
-    name: str
-    title: str
-    caption: str
-    png: bytes
-    svg: bytes
 
 
 def drawn(name: str, title: str, caption: str, figure: Figure) -> Drawn:
