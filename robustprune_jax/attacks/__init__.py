@@ -13,6 +13,8 @@ from robustprune_jax.attacks.fmn import fmn
 from robustprune_jax.attacks.pgd import LOSSES, NORMS, Norm, cross_entropy, margin, pgd
 from robustprune_jax.attacks.standard import (
     ATTACKS,
+    ENSEMBLES,
+    FAST,
     RAND,
     STANDARD,
     accuracy_after,
@@ -22,6 +24,8 @@ from robustprune_jax.attacks.standard import (
 
 __all__ = [
     'ATTACKS',
+    'ENSEMBLES',
+    'FAST',
     'LOSSES',
     'NORMS',
     'RAND',
