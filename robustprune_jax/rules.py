@@ -6,7 +6,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from conversion.export import FORMATS
-from robustprune_jax.attacks import NORMS
+from robustprune_jax.attacks import ENSEMBLES, NORMS
+from robustprune_jax.attacks.fmn import BALLS as BALLS_OF_FMN
+from robustprune_jax.attacks.fmn import LOSSES as LOSSES_OF_FMN
 from robustprune_jax.attacks.standard import BALLS
 from robustprune_jax.bounds import METHODS as BOUNDS
 from robustprune_jax.bounds import NORMS as BOUNDED
@@ -99,6 +101,7 @@ _at_least_1 = _must(lambda value: value >= 1, 'at least 1')
 _above_0 = _must(lambda value: value > 0, 'more than 0')
 _pixels = _must(lambda value: value > 0, 'more than 0, in pixel units')
 _part = _must(lambda value: 0 <= value <= 1, 'a part, in [0, 1]')
+_radii = _must(lambda value: value and min(value) >= 0, 'radii of at least 0, one or more')
 _between = _must(lambda value: 0 < value < 1, 'between 0 and 1')
 
 _PHASE_FIELDS: dict[str, Rule] = {
@@ -207,12 +210,17 @@ FIELDS: dict[str, Rule] = {
     'evaluate.checkpoint': _named(('latest', 'best', 'average')),
     'evaluate.batch_size': _at_least_1,
     'evaluate.examples': _at_least_0,
-    'evaluate.attack': _named(('pgd', 'standard')),
+    'evaluate.attack': _named(('pgd', *ENSEMBLES)),
     'evaluate.pgd.eps': _pixels,
     'evaluate.pgd.step_size': _pixels,
     'evaluate.pgd.steps': _at_least_1,
     'evaluate.pgd.norm': _named(NORMS),
     'evaluate.pgd.restarts': _at_least_1,
+    'evaluate.distances.examples': _at_least_0,
+    'evaluate.distances.norm': _named(BALLS_OF_FMN),
+    'evaluate.distances.steps': _at_least_1,
+    'evaluate.distances.loss': _named(LOSSES_OF_FMN),
+    'evaluate.distances.radii': _radii,
     'evaluate.certified.methods': _each_named((*BOUNDS, 'complete')),
     'evaluate.certified.timeout': _at_least_0,
     'evaluate.certified.memory_gb': _above_0,
@@ -222,9 +230,7 @@ FIELDS: dict[str, Rule] = {
     'evaluate.smooth.n': _at_least_1,
     'evaluate.smooth.alpha': _between,
     'evaluate.smooth.batch_size': _at_least_1,
-    'evaluate.smooth.radii': _must(
-        lambda value: value and min(value) >= 0, 'radii of at least 0, one or more'
-    ),
+    'evaluate.smooth.radii': _radii,
     'export': _each_named(FORMATS),
     'log_every': _at_least_1,
     'validate_every': _at_least_1,
@@ -250,11 +256,14 @@ def _relations(config: ConfigDict) -> Iterator[tuple[str, bool, str]]:
     yield 'label_smoothing', not of_bounds, '0: cc_ibp and sabr have no cross-entropy of an image'
     free = 'free' in objectives
     yield 'attack.norm', not free or config.attack.norm == 'linf', 'linf: free has no other'
-    enough = config.evaluate.attack == 'pgd' or config.dataset.num_classes >= 4
-    yield 'evaluate.attack', enough, 'pgd: standard needs at least 4 classes'
+    attack = config.evaluate.attack
+    enough = attack == 'pgd' or config.dataset.num_classes >= 4
+    yield 'evaluate.attack', enough, f'pgd: {attack} needs at least 4 classes'
+    enough = config.evaluate.distances.loss != 'dlr' or config.dataset.num_classes >= 3
+    yield 'evaluate.distances.loss', enough, 'margin or ce: dlr needs at least 3 classes'
     norm, proves = config.evaluate.pgd.norm, names(config.evaluate.certified.methods)
-    known = config.evaluate.attack == 'pgd' or norm in BALLS
-    yield 'evaluate.pgd.norm', known, f'{" or ".join(BALLS)}: standard has no other'
+    known = attack == 'pgd' or norm in BALLS
+    yield 'evaluate.pgd.norm', known, f'{" or ".join(BALLS)}: {attack} has no other'
     last = 'complete' not in proves[:-1]
     yield 'evaluate.certified.methods', last, 'complete last: it decides what bounds leave'
     known = not proves or norm in BOUNDED

@@ -21,7 +21,8 @@ def smoke(config: ConfigDict) -> None:
     config.evaluate.batch_size = 64
     config.evaluate.smooth.examples = min(config.evaluate.smooth.examples, 8)
     config.evaluate.smooth.n = 200
-    for steps in (config.attack, config.evaluate.pgd):
+    config.evaluate.distances.examples = min(config.evaluate.distances.examples, 8)
+    for steps in (config.attack, config.evaluate.pgd, config.evaluate.distances):
         steps.steps = 2
     for phase in TRAINED:
         section = config[phase]

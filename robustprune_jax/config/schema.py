@@ -216,7 +216,8 @@ def default() -> ConfigDict:
     config.evaluate.batch_size = 256
     config.evaluate.examples = 0  # the first N test images; 0: all
     # pgd; standard: after PGD, also AutoAttack's ensemble, in the ball of evaluate.pgd, which
-    # takes as long as thousands of forward passes of every image that stands.
+    # takes as long as thousands of forward passes of every image that stands; fast: the same with a
+    # tenth of its budget, to choose by.
     config.evaluate.attack = 'pgd'
     config.evaluate.pgd = ConfigDict()
     config.evaluate.pgd.eps = 0.1  # pixel units
@@ -224,6 +225,13 @@ def default() -> ConfigDict:
     config.evaluate.pgd.steps = 20
     config.evaluate.pgd.norm = 'linf'
     config.evaluate.pgd.restarts = 1  # random starts; the worst counts
+    # How far the nearest misclassified image is, by the minimum-norm attack FMN.
+    config.evaluate.distances = ConfigDict()
+    config.evaluate.distances.examples = 0  # the first N test images; 0: none
+    config.evaluate.distances.norm = 'linf'  # linf | l2 | l1 | l0, the values that change
+    config.evaluate.distances.steps = 100
+    config.evaluate.distances.loss = 'margin'  # margin | ce | dlr
+    config.evaluate.distances.radii = (0.05, 0.1)  # for the table, beside pgd.eps in its norm
     config.evaluate.certified = ConfigDict()
     # Comma-separated, cheap first, of ibp, crown_ibp, crown, symbolic, alpha_crown: bounds over
     # pgd's ball; last, complete: branch and bound.

@@ -1,66 +1,25 @@
 """Accuracy on held-out images, clean, attacked and certified, recorded example by example."""
 
-import zlib
-from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen
-from jax.sharding import Mesh
-from jax.tree_util import Partial
 from ml_collections import ConfigDict
 
-from robustprune_jax import attacks, smoothing
+from robustprune_jax import smoothing
 from robustprune_jax.bounds import margins, verify, without_error_term
 from robustprune_jax.config import certificates
 from robustprune_jax.data import Split
 from robustprune_jax.data.augment import to_float
-from robustprune_jax.evaluation.predictions import predictions
-from robustprune_jax.evaluation.records import recorded
+from robustprune_jax.evaluation import attacked
+from robustprune_jax.evaluation.subject import Subject, mine, subject_of
 from robustprune_jax.network import logits_fn
 from robustprune_jax.pruning import sparsity
 from robustprune_jax.runtime import distributed, sharding
-
-
-class Subject(NamedTuple):
-    """A network under evaluation: on the host and, once for all batches, on the devices; `header`
-    and `folder` are of its per-example files."""
-
-    name: str
-    network: Partial
-    placed: Partial
-    mesh: Mesh
-    key: jax.Array
-    test: Split
-    header: dict
-    folder: Path
-
-    @property
-    def count(self) -> int:
-        return len(self.test.labels)
-
-    def record(
-        self,
-        evaluation: str,
-        settings: dict,
-        measure: Callable,
-        at_once: int | None = None,
-        wanted: np.ndarray | None = None,
-    ) -> list[dict]:
-        """Returns the lines of an evaluation for the wanted images, by default all."""
-        return recorded(
-            self.folder / f'{self.name}.{evaluation}.jsonl',
-            {**self.header, **settings},
-            measure,
-            self.test,
-            np.arange(self.count) if wanted is None else wanted,
-            at_once or self.header['batch_size'],
-        )
 
 
 def evaluate(
@@ -79,24 +38,33 @@ def evaluate(
     bounds.verify: each line has what a Verdict says, and what it falsifies counts as attacked.
 
     With config.evaluate.attack 'standard' the ensemble of attacks.standard follows PGD, in the same
-    ball: a line has the attack that broke the image, 'clean' if it needed none, '' if it stands.
+    ball, with 'fast' attacks.FAST: a line has the attack that broke the image, 'clean' if it needed
+    none, '' if it stands.
+
+    FMN measures the distance to a misclassified image for the first
+    config.evaluate.distances.examples images: a line has it, Infinity where none was found.
 
     Smoothing certifies the first config.evaluate.smooth.examples images: a line has the smoothed
     classifier's prediction, -1 where it abstains, and the radius; with `anytime` the draws, too.
     """
     settings, pgd = config.evaluate, dict(config.evaluate.pgd)
-    subject = _subject(config, name, logits_fn(module, variables), test, workdir / 'examples')
-    clean = _is_right(subject, 'clean', None)
-    attacked = _is_right(subject, 'pgd', pgd)
-    broken = ~(clean & attacked)
-    accuracy = float(attacked.mean())
+    network, folder = logits_fn(module, variables), workdir / 'examples'
+    subject = subject_of(config, name, network, test, folder)
+    clean = attacked.is_right(subject, 'clean', None)
+    under_pgd = attacked.is_right(subject, 'pgd', pgd)
+    broken = ~(clean & under_pgd)
+    accuracy = float(under_pgd.mean())
     robust = {'pgd': {'accuracy': accuracy, 'examples': subject.count, **pgd}}
-    if settings.attack == 'standard':
-        robust['standard'], broken_by_ensemble = _under_ensemble(subject, pgd)
-        broken = broken | broken_by_ensemble
+    if settings.attack != 'pgd':
+        robust[settings.attack], lost = attacked.under_ensemble(subject, pgd, settings.attack)
+        broken = broken | lost
+    if settings.distances.examples:
+        robust['distances'], distances = attacked.distances(subject, settings.distances, pgd)
+        if settings.distances.norm == pgd['norm']:
+            broken = broken | (distances < pgd['eps'])
     if methods := certificates(config):
         certified = settings.certified
-        robust |= _proved(subject, methods, pgd, certified, clean & attacked, broken)
+        robust |= _proved(subject, methods, pgd, certified, clean & under_pgd, broken)
     if settings.smooth.examples:
         robust['smooth'] = _certified_radii(subject, settings.smooth)
     layers = _weights(module, variables, test.images.shape[1:])
@@ -117,73 +85,6 @@ def _weights(module, variables, image_shape):
         return sparsity(variables, module, image_shape)
     except NotImplementedError:
         return sparsity(variables)
-
-
-def _subject(config, name, network, test, folder) -> Subject:
-    count = min(config.evaluate.examples or len(test.labels), len(test.labels))
-    fingerprint = 0
-    for leaf in jax.tree.leaves(network):
-        fingerprint = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), fingerprint)
-    mesh = sharding.make_mesh()
-    return Subject(
-        name=name,
-        network=network,
-        placed=sharding.put(network, sharding.replicated(mesh)),
-        mesh=mesh,
-        key=jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(b'evaluate')),
-        test=Split(test.images[:count], test.labels[:count]),
-        header={
-            'network': name,
-            'fingerprint': f'{fingerprint:08x}',
-            'dataset': config.dataset.name,
-            'seed': config.seed,
-            'batch_size': config.evaluate.batch_size,
-        },
-        folder=folder,
-    )
-
-
-def _is_right(subject: Subject, evaluation: str, attack: dict | None) -> np.ndarray:
-    """Which images are classified rightly, as they are or under PGD, bool [N]."""
-
-    def predict(batch, first):
-        batch = sharding.put(batch, sharding.sharded(subject.mesh))
-        key = jax.random.fold_in(subject.key, first)
-        found = predictions(subject.placed, key, batch['image'], batch['label'], attack)
-        return {'prediction': found}
-
-    lines = subject.record(evaluation, attack or {}, predict)
-    return np.array([line['label'] == line['prediction'] for line in lines])
-
-
-def _under_ensemble(subject: Subject, pgd: dict) -> tuple[dict, np.ndarray]:
-    """The entry of the standard ensemble, and which images it broke, bool [N]."""
-    ball, size = {'eps': pgd['eps'], 'norm': pgd['norm']}, subject.header['batch_size']
-    # More images than slots, so that few slots stay empty while the last images are attacked.
-    broken_by = partial(_broken_by, subject.network, subject.key, ball, size)
-    lines = subject.record('standard', ball, broken_by, at_once=4 * size)
-    names = np.array([line['broken_by'] for line in lines])
-    after = attacks.accuracy_after(names)
-    entry = {'accuracy': min(after.values()), 'examples': subject.count, **ball, 'after': after}
-    return entry, names != ''
-
-
-def _broken_by(network, key, ball, batch_size, batch, first):
-    """The attack of the standard ensemble that broke each image."""
-    # The ensemble uses the devices of its process: each process attacks images of its own.
-    mine = np.array_split(np.flatnonzero(batch['mask']), jax.process_count())[jax.process_index()]
-    broken_by = np.array([], str)
-    if len(mine):
-        _, broken_by = attacks.in_order(
-            network,
-            key,
-            to_float(batch['image'][mine]),
-            batch['label'][mine],
-            batch_size=batch_size,
-            first=first + int(mine[0]),
-            **ball,
-        )
-    return {'broken_by': np.concatenate(distributed.exchange(broken_by.tolist()))}
 
 
 def _proved(
@@ -253,11 +154,9 @@ def _decided(subject, ball, settings, before, wanted) -> tuple[list[dict], dict]
     """The lines of branch and bound, an image at a time for each process, and its settings."""
 
     def decide(batch, first):
-        mine = np.array_split(np.flatnonzero(batch['mask']), jax.process_count())
-        mine = mine[jax.process_index()]
-        found = []
-        if len(mine):
-            images, labels = to_float(batch['image'][mine]), batch['label'][mine]
+        own, found = mine(batch), []
+        if len(own):
+            images, labels = to_float(batch['image'][own]), batch['label'][own]
             found = verify(
                 subject.network,
                 images,

@@ -5,6 +5,7 @@ from typing import NamedTuple
 NORMS = {'linf': 'l_inf', 'l2': 'l_2'}
 TITLES = {
     'standard': 'standard attack',
+    'fast': 'fast attack',
     'ibp': 'IBP',
     'crown_ibp': 'CROWN-IBP',
     'crown': 'CROWN',
@@ -58,6 +59,9 @@ def _accuracies(evaluation: str, entry: dict) -> list[tuple[str, float]]:
         if evaluation == 'complete' and 'undecided' in entry:
             accuracies.append((f'{title}: undecided', entry['undecided']))
         return accuracies
+    if evaluation == 'distances':
+        title = f'FMN-{entry["steps"]}'
+        return [(f'{title} eps={eps}', x) for eps, x in entry['accuracy_at'].items()]
     certified = entry.get('certified_accuracy') or {}
     return [(f'{title} r={radius}', accuracy) for radius, accuracy in certified.items()]
 
@@ -75,6 +79,7 @@ def _settings(entry: dict) -> str:
         NORMS.get(entry.get('norm'), entry.get('norm')),
         *(f'{key} {entry[key]:g}' for key in ('eps', 'sigma', 'alpha') if key in entry),
         f'{entry["n"]:,} samples' if 'n' in entry else None,
+        f'loss {entry["loss"]}' if 'loss' in entry else None,
         restarts and f'{restarts} restart{"s" if restarts > 1 else ""}',
     ]
     return ', '.join(word for word in words if word)

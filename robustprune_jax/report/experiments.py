@@ -98,6 +98,7 @@ def _joined(one: Run, other: Run, notes: list[str]) -> Run:
         metrics={**other.metrics, **one.metrics},
         weights={**other.weights, **one.weights},
         radii={**other.radii, **one.radii},
+        distances={**other.distances, **one.distances},
     )
 
 

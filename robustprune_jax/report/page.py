@@ -62,7 +62,7 @@ def html(experiments: list[Experiment], figures: list[list[Drawn]], notes: list[
         _facts(experiments[0]) if alone else '',
         _notes(notes),
         _tables('Results', tables(results)),
-        _tables('The standard attack, one attack after the other', tables(results, steps=True)),
+        _tables('Ensembles, one attack after the other', tables(results, steps=True)),
     ]
     for experiment, drawn in zip(experiments, figures, strict=True):
         if not alone:

@@ -1,12 +1,14 @@
 """The comparison of networks over seeds and recipes, as tables that any output format can print."""
 
 import math
+from collections.abc import Iterable
 from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
 
 from robustprune_jax.report.columns import Column, columns
+from robustprune_jax.report.disagreements import disagreements
 from robustprune_jax.report.networks import BASELINE, label, part_of, titles
 
 
@@ -76,7 +78,7 @@ def tables(experiments: dict[str, list[dict]], steps: bool = False) -> list[Tabl
         Table(
             _distinct(measured),
             [_block(title, experiments[title], shown) for title, shown in found.items()],
-            _notes(experiments, found),
+            _notes(experiments, found) + ([] if steps else _flattered(experiments, found)),
         )
         for measured, found in alike.items()
     ]
@@ -170,6 +172,16 @@ def _notes(experiments: dict[str, list[dict]], found: dict[str, list[Column]]) -
             f'95 % confidence intervals{one} reach at most {points:.1f} points either way.'
         )
     return lines
+
+
+def _flattered(experiments: dict[str, list[dict]], found: Iterable[str]) -> list[str]:
+    """Returns where attacks disagree, experiment by experiment."""
+    sentences = []
+    for title in found:
+        networks = [network for result in experiments[title] for network in result['networks']]
+        where = f'{title}: ' if len(experiments) > 1 else ''
+        sentences += [f'{where}{sentence}' for sentence in disagreements(networks)]
+    return sentences
 
 
 def _distinct(measured: tuple) -> list[str]:

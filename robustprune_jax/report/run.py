@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,8 +28,9 @@ class Run(NamedTuple):
     there is no config; result: result.json, without networks if it is not there; metrics: part ->
     lines of its metrics.jsonl; weights: part -> {layer: kernel of 2 or 4 dimensions, as PyTorch has
     it} of the network that it ended with; radii: part -> the certified radius of each image that
-    smoothing saw, 0 where its prediction is wrong; notes: a sentence for each file that should be
-    there and is not, cannot be read, or is of another version.
+    smoothing saw, 0 where its prediction is wrong; distances: part -> how far from a misclassified
+    one FMN found each image that it saw, infinite where it found none; notes: a sentence for each
+    file that should be there and is not, cannot be read, or is of another version.
     """
 
     workdir: Path
@@ -37,12 +39,13 @@ class Run(NamedTuple):
     metrics: dict[Part, list[dict]]
     weights: dict[Part, dict[str, np.ndarray]]
     radii: dict[Part, np.ndarray]
+    distances: dict[Part, np.ndarray]
     notes: list[str]
 
     @property
     def parts(self) -> list[Part]:
         """The parts of which there is a file."""
-        return list(dict.fromkeys([*self.metrics, *self.weights, *self.radii]))
+        return list(dict.fromkeys([*self.metrics, *self.weights, *self.radii, *self.distances]))
 
 
 def read(workdir: str | os.PathLike) -> Run:
@@ -81,7 +84,10 @@ def read(workdir: str | os.PathLike) -> Run:
     files = {name: workdir / f'export/{name}.pth.tar' for name in shown} | exported
     weights = {parts[name]: _weights(files[name], notes) for name in shown}
     # Of evaluated networks only: others may be unfinished.
-    radii = {part: _radii(workdir, name, notes) for name, part in evaluated.items()}
+    radii, distances = (
+        {part: _per_image(workdir, name, *read, notes) for name, part in evaluated.items()}
+        for read in (('smooth', _radius), ('distances', itemgetter('distance')))
+    )
     return Run(
         workdir,
         recipe,
@@ -89,6 +95,7 @@ def read(workdir: str | os.PathLike) -> Run:
         {part: lines for part, lines in metrics.items() if lines},
         {part: layers for part, layers in weights.items() if layers},
         {part: values for part, values in radii.items() if len(values)},
+        {part: values for part, values in distances.items() if len(values)},
         notes,
     )
 
@@ -208,12 +215,18 @@ def _weights(path: Path, notes: list[str]) -> dict[str, np.ndarray]:
     return kernels
 
 
-def _radii(workdir: Path, network: str, notes: list[str]) -> np.ndarray:
-    """Returns a network's certified radii, [] if smoothing was not evaluated."""
-    file = f'examples/{network}.smooth.jsonl'
+def _radius(line: dict) -> float:
+    return float(line['radius']) * (line['label'] == line['prediction'])
+
+
+def _per_image(
+    workdir: Path, network: str, evaluation: str, value: Callable[[dict], float], notes: list[str]
+) -> np.ndarray:
+    """Returns a value of each line of an evaluation of a network, [] if there was none."""
+    file = f'examples/{network}.{evaluation}.jsonl'
     try:
         lines = read_jsonl(workdir / file, lambda x: notes.append(f'examples/{x}'))[1:]
-        return np.array([float(x['radius']) * (x['label'] == x['prediction']) for x in lines])
+        return np.array([float(value(line)) for line in lines])
     except (ValueError, TypeError, KeyError) as error:
-        notes.append(f'{file}: no lines of certified radii ({type(error).__name__}: {error})')
+        notes.append(f'{file}: not the lines of an evaluation ({type(error).__name__}: {error})')
         return np.array([])

@@ -1,12 +1,18 @@
 """The minimum-norm attack, on networks whose smallest perturbations are known."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from robustprune_jax.attacks import fmn, standard
+from robustprune_jax.attacks import FAST, fmn, standard
+from robustprune_jax.config import default
+from robustprune_jax.data import Split, load
+from robustprune_jax.evaluation.evaluate import evaluate
+from robustprune_jax.models import create_model
 
 WEIGHTS = np.asarray(jax.random.normal(jax.random.key(0), (72, 4)))
 IMAGES = np.asarray(jax.random.uniform(jax.random.key(1), (24, 6, 6, 2)))
@@ -134,3 +140,33 @@ def test_distances_agree_with_the_ensemble():
 def test_bad_settings_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         fmn(Partial(linear, WEIGHTS[:, :2], 0.0), IMAGES, np.zeros(24, int), **wrong)
+
+
+def test_evaluation_records_distances_beside_the_fast_ensemble(tmp_path):
+    """Interrupted, it goes on where it stopped and ends with the same result."""
+    config = default()
+    config.evaluate.update(attack='fast', batch_size=4)
+    config.evaluate.distances.update(examples=6, steps=20, radii=(0.0, 0.5))
+    module = create_model('lin_1')
+    variables = jax.jit(module.init)(jax.random.key(0), np.zeros((1, 28, 28, 1)))
+    images = load(config.dataset).test.images[:8]
+    labels = np.array(jnp.argmax(module.apply(variables, images / np.float32(255)), -1))
+    labels[0] = (labels[0] + 1) % 10
+    test = Split(images, labels)
+
+    def robust():
+        return evaluate(config, 'pretrain', module, variables, test, tmp_path)['robust']
+
+    first = robust()
+    assert list(first['fast']['after']) == ['clean', *FAST]
+    path = tmp_path / 'examples/pretrain.distances.jsonl'
+    whole = path.read_text()
+    found = np.array([json.loads(line)['distance'] for line in whole.splitlines()[1:]])
+    entry = first['distances']
+    assert found[0] == 0 and (found[1:] > 0).all() and len(found) == entry['examples'] == 6
+    assert entry['median'] == np.median(found)
+    after = {'0': 5 / 6, '0.1': np.mean(found > 0.1), '0.5': np.mean(found > 0.5)}
+    assert entry['accuracy_at'] == after
+    path.write_text('\n'.join(whole.splitlines()[:4]) + '\n')
+    assert robust() == first
+    assert path.read_text() == whole

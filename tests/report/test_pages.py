@@ -127,7 +127,7 @@ def test_one_density_has_no_figure_over_densities(workdir):
 def test_deep_networks_show_some_of_their_layers():
     layers = {f'layer{i}': np.arange(6.0).reshape(2, 3) for i in range(40)}
     networks = {PRETRAIN: layers, tuned('lwm', 0.1): layers}
-    run = Run(Path('.'), None, {'networks': []}, {}, networks, {}, [])
+    run = Run(Path('.'), None, {'networks': []}, {}, networks, {}, {}, [])
     caption = weights.histograms(Experiment('', [run]), 0.1).caption
     assert caption.endswith('12 of 40 layers, evenly spaced.')
 

@@ -17,6 +17,7 @@ def draw(experiment: Experiment) -> list[Drawn]:
             accuracy.by_compression(experiment),
             accuracy.by_size(experiment),
             accuracy.certified(experiment),
+            accuracy.security(experiment),
             weights.per_layer(experiment),
             *histograms,
             training.curves(experiment),

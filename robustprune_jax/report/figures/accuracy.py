@@ -1,4 +1,4 @@
-"""Accuracy against compression, and certified accuracy against the radius."""
+"""Accuracy against compression and against the radius, attacked and certified."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -6,7 +6,7 @@ from matplotlib.ticker import EngFormatter
 
 from robustprune_jax.config.parts import Part
 from robustprune_jax.report import results
-from robustprune_jax.report.columns import above_zero, columns
+from robustprune_jax.report.columns import NORMS, above_zero, columns
 from robustprune_jax.report.experiments import Experiment
 from robustprune_jax.report.figures.style import (
     GREY,
@@ -21,6 +21,10 @@ from robustprune_jax.report.figures.style import (
 )
 from robustprune_jax.report.formats import SIZES
 from robustprune_jax.report.networks import label, part_of
+
+# Of the points of an evaluation; bounds have the other one.
+MARKS = {'pgd': 'o', 'standard': 'X', 'fast': 'X', 'smooth': 'v'}
+PROVED = '^'
 
 
 def by_compression(experiment: Experiment) -> Drawn | None:
@@ -140,6 +144,67 @@ def certified(experiment: Experiment) -> Drawn | None:
         + _over(experiment, 'bands'),
         figure,
     )
+
+
+def security(experiment: Experiment) -> Drawn | None:
+    """Accuracy against eps, from the distances of the minimum-norm attack, a panel for each norm
+    and density, and the accuracies of the other evaluations in that norm at theirs; None where no
+    distances were measured."""
+    found: dict[str, dict[Part, list]] = {}  # norm -> part -> distances and evaluations, by seed
+    for run in experiment.runs:
+        for network in run.result['networks']:
+            part, robust = part_of(network), network.get('robust') or {}
+            if part in run.distances and 'distances' in robust:
+                seeds = found.setdefault(robust['distances']['norm'], {}).setdefault(part, [])
+                seeds.append((run.distances[part], robust))
+    panels = []
+    for norm, parts in found.items():
+        densities = sorted({p.density for p in parts if p.density}, reverse=True)
+        panels += [(norm, density) for density in densities or [None]]
+    if not panels:
+        return None
+    titles = experiment.titles
+    figure, axes = grid(len(panels), across=3, height=2.9)
+    for axis, (norm, density) in zip(axes, panels, strict=True):
+        for part, seeds in found[norm].items():
+            if part.density in (None, density):
+                _security_curve(axis, part, norm, seeds, titles)
+        axis.set(xlabel=f'$\\varepsilon$ ({NORMS.get(norm, norm)})', xlim=(0, None), ylim=(0, None))
+        axis.set_title('accuracy (%)' + (f', {percent(density)} kept' if density else ''))
+    axes[0].legend()
+    return drawn(
+        'security',
+        'Accuracy against the size of the perturbation',
+        'Lines: what the minimum-norm attack leaves. Circles: PGD, crosses: the ensemble; upward '
+        'triangles: proved by bounds, downward: by smoothing.' + _over(experiment, 'lines'),
+        figure,
+    )
+
+
+def _security_curve(axis, part: Part, norm: str, seeds: list, titles: dict) -> None:
+    """Draws the mean over seeds of a network, and where other evaluations see it."""
+    style = {'color': GREY, 'ls': (0, (1, 2)), 'label': titles[None]}
+    if part.method:
+        every = lines(titles)[part.method]
+        style = {key: every[key] for key in ('color', 'ls')} | {'label': label(part, titles)}
+    ends = np.unique([0, *(x for distances, _ in seeds for x in distances if np.isfinite(x))])
+    left = np.mean([[100 * np.mean(d > end) for end in ends] for d, _ in seeds], axis=0)
+    lw = 0.7 if part.phase == 'prune' else None
+    axis.step(ends, left, where='post', lw=lw, **style)
+    for _, robust in seeds:
+        for mark, eps, accuracy in _measured(robust, norm):
+            axis.plot(eps, 100 * accuracy, mark, color=style['color'], ls='', clip_on=False)
+
+
+def _measured(robust: dict, norm: str) -> list[tuple[str, float, float]]:
+    """Returns marker, eps and accuracy of the evaluations in a norm, but of distances."""
+    points = [
+        (MARKS.get(name, PROVED), entry['eps'], entry['accuracy'])
+        for name, entry in robust.items()
+        if entry.get('norm') == norm and entry.get('accuracy') is not None
+    ]
+    certified = robust.get('smooth', {}).get('certified_accuracy', {}) if norm == 'l2' else {}
+    return points + [(MARKS['smooth'], float(eps), x) for eps, x in certified.items()]
 
 
 def _over(experiment: Experiment, marks: str) -> str:
