@@ -6,7 +6,7 @@ from matplotlib.ticker import EngFormatter
 
 from robustprune_jax.config.parts import Part
 from robustprune_jax.report import results
-from robustprune_jax.report.columns import NORMS, above_zero, columns
+from robustprune_jax.report.columns import above_zero, columns
 from robustprune_jax.report.experiments import Experiment
 from robustprune_jax.report.figures.style import (
     GREY,
@@ -169,14 +169,17 @@ def security(experiment: Experiment) -> Drawn | None:
         for part, seeds in found[norm].items():
             if part.density in (None, density):
                 _security_curve(axis, part, norm, seeds, titles)
-        axis.set(xlabel=f'$\\varepsilon$ ({NORMS.get(norm, norm)})', xlim=(0, None), ylim=(0, None))
+        of_norm = norm.removeprefix('l').replace('inf', '\\infty')
+        axis.set_xlabel(f'$\\ell_{{{of_norm}}}$ size of the perturbation')
+        axis.set(xlim=(0, None), ylim=(0, None))
         axis.set_title('accuracy (%)' + (f', {percent(density)} kept' if density else ''))
     axes[0].legend()
     return drawn(
         'security',
         'Accuracy against the size of the perturbation',
         'Lines: what the minimum-norm attack leaves. Circles: PGD, crosses: the ensemble; upward '
-        'triangles: proved by bounds, downward: by smoothing.' + _over(experiment, 'lines'),
+        'triangles: proved by bounds, downward: by smoothing.'
+        + (' Lines are means over seeds, points single seeds.' if len(experiment.runs) > 1 else ''),
         figure,
     )
 
