@@ -29,8 +29,7 @@ from robustprune_jax.runtime.registry import lookup
 
 # Each maps logits [B, K] and labels [B] to what is ascended, [B].
 LOSSES: dict[str, Callable] = {**ANY_BALL, 'dlr': partial(dlr, targets=None)}
-# Each maps the part of the steps that is done to the part of the way from the last value to the
-# first.
+# Each maps the part of the steps that is done to what is left of the way from first to last value.
 SCHEDULES: dict[str, Callable] = {
     'cosine': lambda done: (1 + jnp.cos(jnp.pi * done)) / 2,
     'linear': lambda done: 1 - done,

@@ -73,10 +73,10 @@ def standard(
 
     AutoAttack's standard version: APGD on cross-entropy (100 steps), targeted APGD and FAB-T (100
     steps at each of the 9 likeliest wrong classes), Square (5,000 queries), one run each, every
-    attack on the images that still stand. With a tenth of that: attacks=FAST
-    (APGD on cross-entropy, targeted APGD at 3 classes, 50 steps each, Square with 500 queries). Its
-    version for networks that are random: attacks=RAND (APGD on cross-entropy and on the difference
-    of logits ratio), samples=20.
+    attack on the images that still stand. Its version for networks that are random: attacks=RAND
+    (APGD on cross-entropy and on the difference of logits ratio), samples=20. With a tenth of the
+    budget, not AutoAttack's: attacks=FAST (APGD on cross-entropy, and targeted at 3 classes, 50
+    steps each; Square, 500 queries).
 
     images: [N, H, W, C] in [0, 1], any number; labels: [N] ints; eps in pixel units, in `norm`
     ('linf' or 'l2'). attacks: names of ATTACKS, in order. samples: above 0, the network is random,

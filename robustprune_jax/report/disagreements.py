@@ -16,7 +16,7 @@ def disagreements(networks: list[dict]) -> list[str]:
         leads = sorted((_lead(x.get('robust') or {}, attack), x['name']) for x in networks)
         worst = {name: lead for lead, name in leads if lead > tolerated}
         if worst:
-            points = ', '.join(f'{name} {100 * lead:.1f}' for name, lead in worst.items())
+            points = ', '.join(f'{name} {100 * lead:.1f}' for name, lead in reversed(worst.items()))
             sentences.append(f'{text}: {points}.')
     return sentences
 
