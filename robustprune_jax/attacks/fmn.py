@@ -103,8 +103,8 @@ def _into_l0(delta, low, high, epsilon):
 
 
 BALLS: dict[str, Ball] = {
-    'linf': Ball(_linf, _l1, _into_linf, (1.0, 0.01)),
-    'l2': Ball(_l2, _l2, _into_l2, (1.0, 0.01)),
+    'linf': Ball(_linf, _l1, _into_linf, (10.0, 0.1)),
+    'l2': Ball(_l2, _l2, _into_l2, (3.0, 0.03)),
     'l1': Ball(_l1, _linf, _into_l1, (1.0, 0.01)),
     'l0': Ball(_l0, lambda gradient: jnp.full(len(gradient), jnp.inf), _into_l0, (100.0, 1.0)),
 }
