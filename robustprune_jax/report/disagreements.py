@@ -3,8 +3,8 @@
 ENSEMBLES = ('standard', 'fast')
 # attack -> what it may leave more than an ensemble, as a part of the images, and what more means
 FLATTERS = {
-    'pgd': (0.05, 'The ensemble breaks more than PGD (masked gradients or few steps), by points'),
-    'distances': (0.01, 'The ensemble breaks more than FMN (distances too large), by points'),
+    'pgd': (0.05, 'The ensemble breaks points more than PGD (masked gradients or few steps)'),
+    'distances': (0.01, 'The ensemble breaks points more than FMN (distances too large)'),
 }
 
 
