@@ -3,8 +3,8 @@
 ENSEMBLES = ('standard', 'fast')
 # attack -> what it may leave more than an ensemble, as a part of the images, and what more means
 FLATTERS = {
-    'pgd': (0.05, 'The ensemble breaks points more than PGD (masked gradients or few steps)'),
-    'distances': (0.01, 'The ensemble breaks points more than FMN (distances too large)'),
+    'pgd': (0.05, 'The ensemble leaves less than PGD (masked gradients or few steps), in points'),
+    'distances': (0.01, 'The ensemble leaves less than FMN (distances too large), in points'),
 }
 
 
