@@ -67,6 +67,11 @@ def _each_named(registry: Iterable[str]) -> Rule:
     return rule
 
 
+def _is_range(value):
+    first, _, last = value.partition(':')
+    return not value or (first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last))
+
+
 def _is_number(value):
     is_one = isinstance(value, int | float) and not isinstance(value, bool)
     return is_one and -float('inf') < value < float('inf')  # false for NaN
@@ -235,6 +240,7 @@ FIELDS: dict[str, Rule] = {
     'log_every': _at_least_1,
     'validate_every': _at_least_1,
     'checkpoint_every': _at_least_1,
+    'profile': _must(_is_range, "steps 'FROM:TO', such as 100:110, or ''"),
 }
 
 

@@ -27,6 +27,7 @@ NOT_IDENTITY = (
     'log_every',
     'validate_every',
     'checkpoint_every',
+    'profile',
 )
 
 
@@ -261,6 +262,7 @@ def default() -> ConfigDict:
     # Epochs; also after the last, and on SIGTERM. The best checkpoint is the best of those that
     # were saved at a validation.
     config.checkpoint_every = 1
+    config.profile = ''  # FROM:TO, steps of each phase to trace into its folder, for xprof
     return config
 
 

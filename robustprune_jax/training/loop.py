@@ -33,6 +33,7 @@ from robustprune_jax.training.average import Average
 from robustprune_jax.training.checkpoint import Checkpoints
 from robustprune_jax.training.log import PhaseLog
 from robustprune_jax.training.optim import optimizer, phase_labels, schedule, warmup_steps
+from robustprune_jax.training.profile import Profile
 from robustprune_jax.training.start import checkpoint_meta, choice, phase_key, stream
 from robustprune_jax.training.state import place
 from robustprune_jax.training.step import Step, create_state, train_step
@@ -110,13 +111,16 @@ def train(
         closing(data),
         Checkpoints(directory / 'checkpoints') as checkpoints,
         _StopRequest() as stop,
+        Profile(config.profile, directory / 'profile') as profile,
     ):
         state = checkpoints.restore(state, data)
         start = saved = int(state.step)
         pending = []
         with PhaseLog(directory, str(part), start, phase.total_steps, phase.steps_per_epoch) as log:
             for step in range(start + 1, phase.total_steps + 1):
+                profile.before(step)
                 state, metrics = update(state, sharding.shard_batch(mesh, next(data)), key)
+                profile.after(step, metrics)
                 pending.append(metrics)
                 log.step(phase.section.batch_size)
 
