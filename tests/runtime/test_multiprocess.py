@@ -115,7 +115,7 @@ def folders(small_config, tmp_path_factory):
         'evaluate.examples': 12,
         'evaluate.pgd.eps': 0.02,
         'evaluate.certified.methods': 'ibp,crown',
-        'evaluate.attack': 'standard',
+        'evaluate.attack': 'fast',
         'evaluate.smooth.examples': 3,
         'evaluate.smooth.n': 50,
         'evaluate.smooth.batch_size': 16,
@@ -164,7 +164,7 @@ def test_two_processes_count_every_test_image_once(folders):
 def test_two_processes_prove_and_attack_what_one_does(folders):
     """They ended in a traceback at the first bound."""
     (network,), (alone,) = results(folders, 'proved')
-    assert set(network['robust']) == {'pgd', 'standard', 'ibp', 'crown', 'smooth'}
+    assert set(network['robust']) == {'pgd', 'fast', 'ibp', 'crown', 'smooth'}
     for evaluation in network['robust']:
         name = f'proved/examples/pretrain.{evaluation}.jsonl'
         for a, b in zip(*(read_jsonl(path / name)[1:] for path in folders), strict=True):
