@@ -4,15 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from golden import ARCHITECTURES, recorded_shapes
 
-from robustprune_jax.graph.order import kernels_in_order
-from robustprune_jax.models import MODELS, create_model
-from robustprune_jax.pruning import is_kernel, kept_count, topk_masks
+from conversion.names import leaves
+from robustprune_jax.pruning import kept_count, topk_masks
 from robustprune_jax.pruning.allocation import ALLOCATIONS, Budget, lamp
 
 BY_SIZE = ('erk', 'igq', 'power')
-IMAGES = dict.fromkeys(('ResNet18', 'ResNet34', 'ResNet50'), (224, 224, 3))
 MNIST = {
     'conv1': (4, 4, 1, 16),
     'conv2': (4, 4, 16, 32),
@@ -46,16 +44,15 @@ def test_igq_s_fractions_fall_with_size():
     np.testing.assert_allclose(np.divide(odds, sizes), odds[2] / sizes[2], rtol=0.02)
 
 
-@pytest.mark.parametrize('arch', MODELS)
+@pytest.mark.parametrize('arch', ARCHITECTURES)
 def test_the_network_keeps_its_budget_exactly(arch):
-    image_shape = IMAGES.get(arch, (32, 32, 3))
-    module, images = create_model(arch), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = jax.eval_shape(module.init, jax.random.key(0), images)
-    flat = flatten_dict(variables['params'])
-    scores = {path: leaf for path, leaf in flat.items() if is_kernel(path, leaf)}
-    size = sum(leaf.size for leaf in scores.values())
-    head = kernels_in_order(module, image_shape)[-1]
-    assert scores[head].shape[-1] == 10
+    shapes, kernels = recorded_shapes(arch), {}
+    for leaf in leaves(arch):
+        if leaf.kernel and leaf.path:
+            out, features, *window = shapes[leaf.torch]
+            kernels[leaf.path] = (*window, features, out)
+    scores = structs(kernels)
+    size, head = sum(leaf.size for leaf in scores.values()), list(scores)[-1]
     for allocation in BY_SIZE:
         for density in (1.0, 0.9, 0.1, 1 / 3, 0.01, 0.0005):
             budget = Budget(density, head=head, per_class=1)

@@ -10,6 +10,7 @@ from networks import Mixed, drawn
 
 from robustprune_jax.graph.coupling import coupled_units
 from robustprune_jax.models import create_model
+from robustprune_jax.models.resnet import ResNet
 from robustprune_jax.network import logits_fn
 from robustprune_jax.pruning import (
     Budget,
@@ -73,14 +74,15 @@ def test_an_operation_without_a_rule_is_named_with_its_line():
     [
         ('wrn_28_1', 32, 0.1),
         ('resnet18', 32, 0.02),
-        ('ResNet50', 32, 0.05),
+        pytest.param('ResNet50', 32, 0.05, marks=pytest.mark.nightly),
+        (ResNet(blocks=(1, 2, 0, 0), bottleneck=True, imagenet_stem=True), 32, 0.1),
         ('vgg11_bn', 32, 0.1),
         ('mnist_model', 28, 0.05),
-        (None, 8, 0.7),
+        (Mixed(), 8, 0.7),
     ],
 )
 def test_removing_channels_is_masking_them(arch, size, density):
-    module = create_model(arch) if arch else Mixed()
+    module = create_model(arch) if isinstance(arch, str) else arch
     image_shape = (size, size, 1 if arch == 'mnist_model' else 3)
     variables = drawn(module, image_shape)
     scores = init_scores(variables['params'])
