@@ -32,7 +32,7 @@ from robustprune_jax.config import default
 from robustprune_jax.models import create_model
 from robustprune_jax.network import logits_fn
 from robustprune_jax.pruning import init_scores, topk_masks
-from robustprune_jax.runtime import sharding
+from robustprune_jax.runtime import compiler, sharding
 from robustprune_jax.smoothing import certify
 from robustprune_jax.training.state import place
 
@@ -123,9 +123,10 @@ def steps(given, note):
 def small(given, note):
     shape = (28, 28, 1)
     for objective in ('natural', 'trades'):
-        one, state, batch, _ = prepared(
-            'mnist_model', 'pretrain', 'float32', 128, given.attack_steps, objective, shape
-        )
+        settings = 'float32', 128, given.attack_steps, objective, shape
+        # A CPU's compiler options are for the outermost jit only, which a step in a scan is not.
+        with compiler.platform('gpu' if compiler.backend() == 'cpu' else compiler.backend()):
+            one, state, batch, _ = prepared('mnist_model', 'pretrain', *settings)
         key = jax.random.key(1)
 
         @partial(jax.jit, donate_argnums=0)
