@@ -35,7 +35,10 @@ SLOW = (
     'test_interruptions.py',
     'test_end_to_end.py',
     'test_bounds.py',
+    'test_channels.py',
     'test_steps.py',
+    'test_verify.py',
+    'test_expressive.py',
 )
 
 
