@@ -23,7 +23,7 @@ for name, value in {
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)  # for the processes that tests start
 COMPILES_FAST = '--xla_cpu_parallel_codegen_split_count=1'
-if jaxlib.version.__version_info__ < (0, 12):  # the older of two code generators, in half the time
+if jaxlib.version.__version_info__ < (0, 11):  # the older of two code generators, in half the time
     COMPILES_FAST += ' --xla_cpu_use_fusion_emitters=false'
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {COMPILES_FAST}'
 flags.FLAGS.mark_as_parsed()  # Grain's threads read flags
