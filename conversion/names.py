@@ -13,6 +13,7 @@ by the layer's kind alone:
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,26 +69,22 @@ def norm(torch: str, flax: str | None) -> Layer:
     return Layer(torch, flax, 'norm', bias=True)
 
 
-def cnn(convs: tuple[int, ...], channels: int | None, denses: tuple[int, ...]) -> list[Layer]:
-    """Plain networks: the torch names are indices in one nn.Sequential."""
+def cnn(
+    convs: tuple[int, ...], channels: int | None, denses: tuple[int, ...], bn: bool = False
+) -> list[Layer]:
+    """Plain networks: the torch names are indices in one nn.Sequential. bn: BatchNorm comes next to
+    every layer but the last."""
     first, *others = denses
-    return [
+    layers = [
         *(conv(f'{i}', f'conv{n}', bias=True) for n, i in enumerate(convs, 1)),
         flat_dense(f'{first}', 'dense1', channels),
         *(dense(f'{i}', f'dense{n}') for n, i in enumerate(others, 2)),
     ]
-
-
-def cnn_for_bounds(convs: int, bn: bool) -> list[Layer]:
-    """cnn5 and cnn7: one nn.Sequential of layers, BatchNorm and ReLU, with a Flatten between."""
-    layers, step = [], 3 if bn else 2
-    for n in range(1, convs + 2):
-        index = step * (n - 1) + (n > convs)
-        hidden = flat_dense(f'{index}', 'dense1', 128)
-        layers.append(hidden if n > convs else conv(f'{index}', f'conv{n}', bias=True))
-        if bn:
-            layers.append(norm(f'{index + 1}', f'bn{n}'))
-    return [*layers, dense(f'{index + step}', 'dense2')]
+    if not bn:
+        return layers
+    *hidden, last = layers
+    norms = [norm(f'{int(layer.torch) + 1}', f'bn{n}') for n, layer in enumerate(hidden, 1)]
+    return [*chain.from_iterable(zip(hidden, norms, strict=True)), last]
 
 
 def vgg(plan: tuple[int | str, ...], bn: bool) -> list[Layer]:
@@ -161,10 +158,10 @@ TABLES: dict[str, list[Layer]] = {
     'cifar_model': cnn((0, 2), 32, (5, 7)),
     'cifar_model_large': cnn((0, 2, 4, 6), 64, (9, 11, 13)),
     'vgg4_without_maxpool': cnn((0, 2, 4, 6), 128, (9, 11, 13)),
-    'cnn5': cnn_for_bounds(3, bn=False),
-    'cnn5_bn': cnn_for_bounds(3, bn=True),
-    'cnn7': cnn_for_bounds(5, bn=False),
-    'cnn7_bn': cnn_for_bounds(5, bn=True),
+    'cnn5': cnn((0, 2, 4), 128, (7, 9)),
+    'cnn5_bn': cnn((0, 3, 6), 128, (10, 13), bn=True),
+    'cnn7': cnn((0, 2, 4, 6, 8), 128, (11, 13)),
+    'cnn7_bn': cnn((0, 3, 6, 9, 12), 128, (16, 19), bn=True),
     **{f'vgg{depth}': vgg(plan, bn=False) for depth, plan in PLANS.items()},
     **{f'vgg{depth}_bn': vgg(plan, bn=True) for depth, plan in PLANS.items()},
     'wrn_28_10': wrn(28, 10),

@@ -107,6 +107,7 @@ _above_0 = _must(lambda value: value > 0, 'more than 0')
 _pixels = _must(lambda value: value > 0, 'more than 0, in pixel units')
 _part = _must(lambda value: 0 <= value <= 1, 'a part, in [0, 1]')
 _radii = _must(lambda value: value and min(value) >= 0, 'radii of at least 0, one or more')
+_below_1 = _must(lambda value: 0 <= value < 1, 'at least 0 and below 1')
 _between = _must(lambda value: 0 < value < 1, 'between 0 and 1')
 
 _PHASE_FIELDS: dict[str, Rule] = {
@@ -114,7 +115,7 @@ _PHASE_FIELDS: dict[str, Rule] = {
     'batch_size': _at_least_1,
     'optimizer': _named(OPTIMIZERS),
     'learning_rate': _above_0,
-    'momentum': _must(lambda value: 0 <= value < 1, 'at least 0 and below 1'),
+    'momentum': _below_1,
     'weight_decay': _at_least_0,
     'l1': _at_least_0,
     'schedule': _named(SCHEDULES),
@@ -128,7 +129,7 @@ _PHASE_FIELDS: dict[str, Rule] = {
     'nrs': _at_least_0,
     'l_tight': _at_least_0,
     'l_relu': _at_least_0,
-    'perturbation.gamma': _must(lambda value: 0 <= value < 1, 'at least 0 and below 1'),
+    'perturbation.gamma': _below_1,
     'perturbation.warmup_epochs': _at_least_0,
     'perturbation.space': _named(SPACES),
 }
@@ -155,7 +156,7 @@ FIELDS: dict[str, Rule] = {
     'compute_dtype': _named(('float32', 'bfloat16')),
     'matmul_precision': _named(('', 'default', 'high', 'highest')),
     'objective': _named(OBJECTIVES),
-    'label_smoothing': _must(lambda value: 0 <= value < 1, 'at least 0 and below 1'),
+    'label_smoothing': _below_1,
     'attack.eps': _pixels,
     'attack.step_size': _pixels,
     'attack.steps': _at_least_1,
@@ -191,8 +192,8 @@ FIELDS: dict[str, Rule] = {
     **{f'{phase}.{field}': rule for phase in TRAINED for field, rule in _PHASE_FIELDS.items()},
     'finetune.distillation': _at_least_0,
     'pretrain.epochs': _at_least_0,  # 0: the random network
-    'average.decay': _must(lambda value: 0 <= value < 1, 'at least 0 and below 1'),
-    'average.start': _must(lambda value: 0 <= value < 1, 'at least 0 and below 1'),
+    'average.decay': _below_1,
+    'average.start': _below_1,
     'pruning.criterion': _named(('', *CRITERIA)),
     'pruning.allocation': _named(('', *ALLOCATIONS, 'learned')),
     'pruning.structure': _named(('', *STRUCTURES)),

@@ -45,9 +45,8 @@ def combine(runs: list[Run], folder: str | os.PathLike) -> Path:
     Runs that differ only in the seed become one experiment, with means and standard deviations;
     runs of other recipes stand beside it, the figures of each in a folder of its name.
     """
-    from robustprune_jax.report import (
-        figures,  # matplotlib: half a second, for runs without a report
-    )
+    # Only here: matplotlib takes half a second to import, and not every run writes a report.
+    from robustprune_jax.report import figures
 
     found, notes = experiments(runs)
     compared = tables({experiment.title: experiment.results for experiment in found})
